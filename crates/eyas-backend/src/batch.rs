@@ -1,0 +1,148 @@
+//! The flat batch: every sequence of a batch laid end to end on one axis of `T` tokens, without padding.
+
+use std::ops::Range;
+
+use crate::{Error, Result};
+
+/// The target id that marks a token whose prediction does not count towards the loss.
+///
+/// It is PyTorch's `ignore_index`, so that labels can be compared with a peer's one to one.
+pub const IGNORE_INDEX: i32 = -100;
+
+/// Sequences laid end to end on one token axis.
+///
+/// The result of every operation equals that of the padded batch: positions restart at each sequence and
+/// attention stays inside it (the layout of FlashAttention's variable-length kernels).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FlatBatch {
+    input_ids: Vec<u32>,
+    targets: Vec<i32>,
+    positions: Vec<u32>,
+    cu_seqlens: Vec<u32>,
+}
+
+impl FlatBatch {
+    /// An empty batch; add sequences with [`FlatBatch::push`].
+    pub fn new() -> Self {
+        Self { cu_seqlens: vec![0], ..Self::default() }
+    }
+
+    /// Appends one sequence.
+    ///
+    /// `targets[i]` is the id that should follow `input_ids[i]`, already shifted, or [`IGNORE_INDEX`].
+    ///
+    /// # Errors
+    /// When the sequence is empty, the lengths differ, or the batch would pass `i32::MAX` tokens.
+    pub fn push(&mut self, input_ids: &[u32], targets: &[i32]) -> Result<()> {
+        if input_ids.is_empty() {
+            return Err(Error::Batch("a sequence has no tokens".into()));
+        }
+        if input_ids.len() != targets.len() {
+            return Err(Error::Batch(format!(
+                "a sequence has {} tokens and {} targets; there must be one target a token",
+                input_ids.len(),
+                targets.len()
+            )));
+        }
+        let end = self.input_ids.len() + input_ids.len();
+        if end > i32::MAX as usize {
+            return Err(Error::Batch(format!("a batch of {end} tokens is too long")));
+        }
+        self.input_ids.extend_from_slice(input_ids);
+        self.targets.extend_from_slice(targets);
+        self.positions.extend(0..input_ids.len() as u32);
+        self.cu_seqlens.push(end as u32);
+        Ok(())
+    }
+
+    /// Appends one sequence whose every token is to be predicted from those before it, or none when
+    /// `mask` says so: `mask[i]` tells whether predicting `input_ids[i]` counts.
+    ///
+    /// This is the shift of a causal language model: the target of token `i` is token `i + 1`.
+    ///
+    /// # Errors
+    /// As [`FlatBatch::push`].
+    pub fn push_causal(&mut self, input_ids: &[u32], mask: &[bool]) -> Result<()> {
+        if input_ids.len() != mask.len() {
+            return Err(Error::Batch(format!(
+                "a sequence has {} tokens and a mask of {}",
+                input_ids.len(),
+                mask.len()
+            )));
+        }
+        let targets: Vec<i32> = (1..=input_ids.len())
+            .map(|i| if i < mask.len() && mask[i] { input_ids[i] as i32 } else { IGNORE_INDEX })
+            .collect();
+        self.push(input_ids, &targets)
+    }
+
+    /// Token ids, `[T]`.
+    pub fn input_ids(&self) -> &[u32] {
+        &self.input_ids
+    }
+
+    /// Next-token targets, `[T]`; [`IGNORE_INDEX`] where the prediction does not count.
+    pub fn targets(&self) -> &[i32] {
+        &self.targets
+    }
+
+    /// Position of each token in its own sequence, `[T]`.
+    pub fn positions(&self) -> &[u32] {
+        &self.positions
+    }
+
+    /// Where each sequence starts, and the end of the last: `[sequences + 1]`.
+    pub fn cu_seqlens(&self) -> &[u32] {
+        &self.cu_seqlens
+    }
+
+    /// The number of tokens, `T`.
+    pub fn tokens(&self) -> usize {
+        self.input_ids.len()
+    }
+
+    /// The number of sequences.
+    pub fn sequences(&self) -> usize {
+        self.cu_seqlens.len().saturating_sub(1)
+    }
+
+    /// The token range of each sequence.
+    pub fn ranges(&self) -> impl ExactSizeIterator<Item = Range<usize>> + '_ {
+        self.cu_seqlens.windows(2).map(|w| w[0] as usize..w[1] as usize)
+    }
+
+    /// How many tokens have a target that counts.
+    pub fn target_tokens(&self) -> usize {
+        self.targets.iter().filter(|&&t| t != IGNORE_INDEX).count()
+    }
+
+    /// The longest sequence, in tokens.
+    pub fn max_seqlen(&self) -> usize {
+        self.ranges().map(|r| r.len()).max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causal_targets_are_shifted_and_masked() {
+        let mut batch = FlatBatch::new();
+        batch.push_causal(&[5, 6, 7], &[false, false, true]).unwrap();
+        batch.push_causal(&[8, 9], &[true, true]).unwrap();
+        assert_eq!(batch.targets(), &[IGNORE_INDEX, 7, IGNORE_INDEX, 9, IGNORE_INDEX]);
+        assert_eq!(batch.positions(), &[0, 1, 2, 0, 1]);
+        assert_eq!(batch.cu_seqlens(), &[0, 3, 5]);
+        assert_eq!(batch.target_tokens(), 2);
+        assert_eq!(batch.max_seqlen(), 3);
+    }
+
+    #[test]
+    fn empty_and_uneven_sequences_are_refused() {
+        let mut batch = FlatBatch::new();
+        assert!(batch.push(&[], &[]).is_err());
+        assert!(batch.push(&[1], &[]).is_err());
+        assert_eq!(batch.sequences(), 0);
+    }
+}

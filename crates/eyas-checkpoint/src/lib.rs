@@ -1,0 +1,1 @@
+//! Readers of model weights on disk: safetensors shards, PyTorch `.bin`, GGUF.

@@ -1,0 +1,1 @@
+//! Rows of a data set to conversations, tokens and flat batches.

@@ -1,0 +1,1 @@
+//! Text generation: key/value cache, sampling, streaming, comparison of base and adapter.

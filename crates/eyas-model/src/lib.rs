@@ -1,0 +1,1 @@
+//! Decoder descriptions, LoRA, and the explicit forward and backward of a decoder.

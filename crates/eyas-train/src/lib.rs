@@ -1,0 +1,1 @@
+//! The fine-tuning run: recipe, planner, loop, optimiser, schedule, checkpoints, metrics.

@@ -1,0 +1,2 @@
+//! Fine-tune, compare and serve large language models: the command line.
+fn main() {}
