@@ -13,18 +13,25 @@ pub const IGNORE_INDEX: i32 = -100;
 ///
 /// The result of every operation equals that of the padded batch: positions restart at each sequence and
 /// attention stays inside it (the layout of FlashAttention's variable-length kernels).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlatBatch {
     input_ids: Vec<u32>,
     targets: Vec<i32>,
     positions: Vec<u32>,
     cu_seqlens: Vec<u32>,
+    slots: Vec<u32>,
 }
 
 impl FlatBatch {
     /// An empty batch; add sequences with [`FlatBatch::push`].
     pub fn new() -> Self {
-        Self { cu_seqlens: vec![0], ..Self::default() }
+        Self {
+            input_ids: Vec::new(),
+            targets: Vec::new(),
+            positions: Vec::new(),
+            cu_seqlens: vec![0],
+            slots: Vec::new(),
+        }
     }
 
     /// Appends one sequence.
@@ -48,10 +55,34 @@ impl FlatBatch {
         if end > i32::MAX as usize {
             return Err(Error::Batch(format!("a batch of {end} tokens is too long")));
         }
+        self.slots.push(self.slots.len() as u32);
         self.input_ids.extend_from_slice(input_ids);
         self.targets.extend_from_slice(targets);
         self.positions.extend(0..input_ids.len() as u32);
         self.cu_seqlens.push(end as u32);
+        Ok(())
+    }
+
+    /// Appends tokens that continue the sequence in a slot of the key/value cache: they take the positions
+    /// `start..start + input_ids.len()` and have no targets.
+    ///
+    /// # Errors
+    /// As [`FlatBatch::push`], and when the slot is in the batch already or a position passes `i32::MAX`.
+    pub fn push_cached(&mut self, slot: u32, start: u32, input_ids: &[u32]) -> Result<()> {
+        if self.slots.contains(&slot) {
+            return Err(Error::Batch(format!("cache slot {slot} is in the batch twice")));
+        }
+        let end = start as usize + input_ids.len();
+        if end > i32::MAX as usize {
+            return Err(Error::Batch(format!("position {end} is too large")));
+        }
+        self.push(input_ids, &vec![IGNORE_INDEX; input_ids.len()])?;
+        let first = self.positions.len() - input_ids.len();
+        self.positions.truncate(first);
+        self.positions.extend(start..end as u32);
+        if let Some(last) = self.slots.last_mut() {
+            *last = slot;
+        }
         Ok(())
     }
 
@@ -96,6 +127,20 @@ impl FlatBatch {
         &self.cu_seqlens
     }
 
+    /// The key/value cache slot of each sequence; its own number unless it was pushed with another.
+    pub fn slots(&self) -> &[u32] {
+        &self.slots
+    }
+
+    /// Empties the batch, keeping its memory.
+    pub fn clear(&mut self) {
+        self.input_ids.clear();
+        self.targets.clear();
+        self.positions.clear();
+        self.slots.clear();
+        self.cu_seqlens.truncate(1);
+    }
+
     /// The number of tokens, `T`.
     pub fn tokens(&self) -> usize {
         self.input_ids.len()
@@ -122,6 +167,12 @@ impl FlatBatch {
     }
 }
 
+impl Default for FlatBatch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,6 +187,16 @@ mod tests {
         assert_eq!(batch.cu_seqlens(), &[0, 3, 5]);
         assert_eq!(batch.target_tokens(), 2);
         assert_eq!(batch.max_seqlen(), 3);
+    }
+
+    #[test]
+    fn cached_tokens_continue_their_slot() {
+        let mut batch = FlatBatch::new();
+        batch.push_cached(3, 7, &[1, 2]).unwrap();
+        batch.push_cached(0, 0, &[4]).unwrap();
+        assert_eq!(batch.positions(), &[7, 8, 0]);
+        assert_eq!(batch.slots(), &[3, 0]);
+        assert!(batch.push_cached(3, 9, &[1]).is_err());
     }
 
     #[test]

@@ -1,0 +1,1 @@
+//! Parity of a backend's operations with a plain `f64` reference.
