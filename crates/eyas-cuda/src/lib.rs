@@ -1,0 +1,1 @@
+//! The NVIDIA implementation of the `Backend` trait: kernels compiled at first use, cuBLASLt, no toolkit to build.
