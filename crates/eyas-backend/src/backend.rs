@@ -135,8 +135,8 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
 
     /// `y (+)= x W^T + bias + scaling * dropout(x) A^T B^T` for every part, side by side.
     ///
-    /// `x` `[tokens, in]`, `y` `[tokens, out]`. With an adapter `hidden` `[tokens, rank]` receives
-    /// `dropout(x) A^T` of each part that has an update, for the backward.
+    /// `x` `[tokens, in]`, `y` `[tokens, out]`. With an adapter `hidden` `[tokens, adapter.rank()]` receives
+    /// `dropout(x) A^T` of each part that has an update, side by side, for the backward.
     fn project(
         &self,
         tokens: usize,

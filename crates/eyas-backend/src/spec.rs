@@ -247,15 +247,13 @@ pub struct LoraSlot {
     pub scaling: f32,
 }
 
-/// One frozen linear layer with its bias and low-rank update.
+/// One frozen linear layer with its bias.
 #[derive(Debug)]
 pub struct Linear<B: Backend> {
     /// `[out, in]`.
     pub weight: B::Weight,
     /// `[1, out]`.
     pub bias: Option<B::Tensor>,
-    /// The update, when the layer is a target.
-    pub lora: Option<LoraSlot>,
     /// `out`.
     pub out_features: usize,
 }
@@ -276,20 +274,25 @@ impl<B: Backend> Projection<B> {
     pub fn out_features(&self) -> usize {
         self.parts.iter().map(|part| part.out_features).sum()
     }
-
-    /// Columns of the saved low-rank activations: the sum of the parts' ranks.
-    pub fn rank(&self) -> usize {
-        self.parts.iter().filter_map(|part| part.lora).map(|lora| lora.r).sum()
-    }
 }
 
-/// The low-rank updates in force during an operation.
+/// The low-rank updates of one projection. They are apart from the frozen weights, so that several adapters can
+/// share one base.
 #[derive(Debug)]
 pub struct Adapter<'a, B: Backend> {
-    /// Every `A` and `B`, flat, `[1, parameters]`, `f32`.
+    /// Every `A` and `B` of the adapter, flat, `[1, parameters]`, `f32`.
     pub params: &'a B::Tensor,
+    /// The update of each of the projection's parts, in order; `None` for a part that is no target.
+    pub slots: &'a [Option<LoraSlot>],
     /// Dropout on the input of `A`, while training.
     pub dropout: Option<Dropout>,
+}
+
+impl<B: Backend> Adapter<'_, B> {
+    /// Columns of the saved low-rank activations: the sum of the ranks.
+    pub fn rank(&self) -> usize {
+        self.slots.iter().flatten().map(|slot| slot.r).sum()
+    }
 }
 
 impl<B: Backend> Clone for Adapter<'_, B> {
