@@ -227,9 +227,9 @@ pub struct AttentionSpec<B: Backend> {
     pub scale: f32,
     /// Sliding window: a token sees itself and the `window - 1` before it.
     pub window: Option<usize>,
-    /// ALiBi (Press et al. 2022): `slope[head] * key position` is added to the scaled scores. `[1, heads]`, `f32`,
-    /// with any division by the square root of the head size already done.
-    pub alibi_slopes: Option<B::Tensor>,
+    /// ALiBi (Press et al. 2022): `alibi[head][position of the key]` is added to the scaled scores. A table
+    /// `[heads, positions]`, `f32`, because the peers round its products to bfloat16, which no slope reproduces.
+    pub alibi: Option<B::Tensor>,
 }
 
 /// The low-rank update of one linear layer (Hu et al. 2021): where its matrices lie in the adapter's flat vector.
