@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import get_scheduler
 
-from .bases import Base, load_base
+from .bases import Base, load_base, load_old
 from .batches import Batch, flat_logits, summed_loss, unpadded_logits
 from .files import f32, versions, write_json, write_tensors
 
@@ -121,11 +121,16 @@ def accumulation(count: int) -> list[list[int]]:
     return [[2 * step % count, (2 * step + 1) % count] for step in range(STEPS)]
 
 
+def asked(base: Base) -> tuple[Batch, torch.Generator]:
+    """The batch whose logits are recorded, and the generator to draw more from."""
+    generator = torch.Generator().manual_seed(base.seed + 1)
+    return Batch(base.lengths, base.config.vocab_size, generator), generator
+
+
 def write_case(base: Base, folder: Path) -> None:
     """The golden files of one base model beside it."""
-    generator = torch.Generator().manual_seed(base.seed + 1)
+    batch, generator = asked(base)
     vocab = base.config.vocab_size
-    batch = Batch(base.lengths, vocab, generator)
     micro = [Batch(lengths, vocab, generator) for lengths in MICRO_LENGTHS]
     tensors = {f"padded.{key}": value for key, value in batch.padded().items()}
     tensors |= {f"flat.{key}": value for key, value in batch.flat().items()}
@@ -136,6 +141,8 @@ def write_case(base: Base, folder: Path) -> None:
     with torch.no_grad():
         tensors["logits.base"] = flat_logits(model, batch)
         padding = (tensors["logits.base"] - unpadded_logits(model, batch)).abs().max().item()
+        if base.old_config:
+            assert torch.equal(flat_logits(load_old(base, folder), batch), tensors["logits.base"]), base.name
     losses = {"base": (summed_loss(tensors["logits.base"], batch) / batch.targets()).item()}
     all_linear = get_peft_model(model, lora_config("all-linear")).peft_config["default"].target_modules
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BitsAndBytesConfig,
     FalconConfig,
     LlamaConfig,
     MistralConfig,
@@ -75,9 +76,9 @@ OLD_FALCON_7B = OLD_FALCON | {
         "AutoModelForCausalLM": "modelling_RW.RWForCausalLM",
     },
     "model_type": "RefinedWebModel",
-    "hidden_size": 72,
+    "hidden_size": 56,
     "vocab_size": 100,
-    "n_head": 9,
+    "n_head": 7,
     "n_layer": 2,
     "multi_query": True,
     "parallel_attn": True,
@@ -100,7 +101,7 @@ OLD_FALCON_40B = OLD_FALCON | {
 OLD_FALCON_RW = OLD_FALCON | {
     "architectures": ["RWForCausalLM"],
     "model_type": "RefinedWebModel",
-    "hidden_size": 96,
+    "hidden_size": 72,
     "vocab_size": 96,
     "n_head": 12,
     "n_layer": 2,
@@ -108,7 +109,7 @@ OLD_FALCON_RW = OLD_FALCON | {
     "bias": True,
     "multi_query": False,
     "parallel_attn": False,
-    "ffn_hidden_size": 120,
+    "ffn_hidden_size": 102,
 }
 
 
@@ -144,7 +145,7 @@ def bases() -> list[Base]:
         },
     )  # fmt: skip
     mistral = _llama(
-        MistralConfig, hidden_size=64, num_attention_heads=8, num_key_value_heads=2, intermediate_size=84,
+        MistralConfig, hidden_size=48, num_attention_heads=6, num_key_value_heads=2, intermediate_size=70,
         vocab_size=96, sliding_window=5, rms_norm_eps=1e-5,
     )  # fmt: skip
     qwen2 = _llama(
@@ -162,7 +163,7 @@ def bases() -> list[Base]:
         Base("smollm2", smollm2, old_config=_old_llama(smollm2)),
         Base(
             "falcon-7b",
-            _falcon(hidden_size=72, num_attention_heads=9, vocab_size=100, bias=False),
+            _falcon(hidden_size=56, num_attention_heads=7, vocab_size=100, bias=False),
             old_config=OLD_FALCON_7B,
         ),
         Base(
@@ -183,7 +184,7 @@ def bases() -> list[Base]:
         Base(
             "falcon-rw",
             _falcon(
-                hidden_size=96, num_attention_heads=12, vocab_size=96, ffn_hidden_size=120, alibi=True, bias=True,
+                hidden_size=72, num_attention_heads=12, vocab_size=96, ffn_hidden_size=102, alibi=True, bias=True,
                 multi_query=False, parallel_attn=False,
             ),
             lengths=[9, 2, 21],
@@ -238,17 +239,27 @@ def write_base(base: Base, folder: Path) -> None:
         (folder / "config.old.json").write_text(text + "\n")
 
 
-def load_base(base: Base, folder: Path):
-    """The model as a user would load it, computing in f32.
+def load_base(base: Base, folder: Path, **kw):
+    """The model as a user would load it, computing in f32; `kw` goes to `from_pretrained`.
 
     With ALiBi attention is transformers' `sdpa`: its `eager` path adds the bias a second time, through the mask.
     """
     attention = "sdpa" if getattr(base.config, "alibi", False) else "eager"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention, **kw)
     # The path would otherwise be written into adapter_config.json.
     model.name_or_path = model.config._name_or_path = f"tiny/{base.name}"
     model.config.use_cache = False
     return model.eval()
+
+
+def load_old(base: Base, folder: Path):
+    """The model described by `config.old.json`; Falcon's first names are translated, for transformers forgot them."""
+    old = json.loads((folder / "config.old.json").read_text())
+    if old["model_type"].startswith("RefinedWeb"):
+        old["new_decoder_architecture"] = old.pop("model_type") == "RefinedWeb"
+        names = {"n_head": "num_attention_heads", "n_layer": "num_hidden_layers", "n_head_kv": "num_kv_heads"}
+        old = {names.get(key, key): value for key, value in old.items()}
+    return load_base(base, folder, config=type(base.config).from_dict(old))
 
 
 def write_old_falcon(source: Path, folder: Path) -> None:
@@ -265,3 +276,13 @@ def write_old_falcon(source: Path, folder: Path) -> None:
         torch.save({name: state[name] for name in part}, folder / file)
         index["weight_map"] |= {name: file for name in part}
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def write_quantised(base: Base, source: Path, folder: Path) -> None:
+    """A checkpoint already in NF4 with double quantisation, as transformers and bitsandbytes save it."""
+    quantisation = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )  # fmt: skip
+    model = load_base(base, source, quantization_config=quantisation, device_map="cpu")
+    model.save_pretrained(folder)
