@@ -23,11 +23,19 @@
 
 #![warn(missing_docs)]
 
+mod atomic;
 mod checkpoint;
+mod decode;
 mod error;
 pub mod gguf;
+mod locate;
+mod mapped;
+mod pytorch;
+mod safetensors;
 mod tensor;
 
+pub use atomic::write_atomic;
 pub use checkpoint::{Checkpoint, Format};
 pub use error::{Error, Result};
+pub use safetensors::{SafetensorsFile, TensorView, write_safetensors};
 pub use tensor::{TensorDtype, TensorInfo};

@@ -115,3 +115,31 @@ impl TensorInfo {
         self.elements() / self.dtype.block_len() * self.dtype.block_bytes()
     }
 }
+
+/// Bytes of a tensor, or `None` where they are not whole blocks or where a product of extents, empty ones left out,
+/// does not fit in `usize`. A shape that passes never overflows in [`TensorInfo`]'s own products.
+pub(crate) fn checked_byte_len(shape: &[usize], dtype: TensorDtype) -> Option<usize> {
+    let product = |shape: &[usize]| shape.iter().try_fold(1usize, |n, &extent| n.checked_mul(extent.max(1)));
+    product(shape)?.checked_mul(dtype.block_bytes())?;
+    dtype.byte_len(shape.iter().product())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_axis_does_not_hide_an_overflow() {
+        assert_eq!(checked_byte_len(&[0, usize::MAX, 2], TensorDtype::F32), None);
+        assert_eq!(checked_byte_len(&[usize::MAX, 2, 0], TensorDtype::F32), None);
+        assert_eq!(checked_byte_len(&[0, 7], TensorDtype::F32), Some(0));
+        assert_eq!(checked_byte_len(&[usize::MAX / 4 + 1], TensorDtype::F32), None);
+    }
+
+    #[test]
+    fn blocks_are_counted_whole() {
+        assert_eq!(checked_byte_len(&[2, 64], TensorDtype::Q4_0), Some(4 * 18));
+        assert_eq!(checked_byte_len(&[2, 33], TensorDtype::Q4_0), None);
+        assert_eq!(checked_byte_len(&[], TensorDtype::F16), Some(2));
+    }
+}

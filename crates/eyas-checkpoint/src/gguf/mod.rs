@@ -2,6 +2,9 @@
 //!
 //! Format: the GGUF specification of the ggml project.
 
+mod cursor;
 mod metadata;
+mod parse;
 
 pub use metadata::{Array, Metadata, Value};
+pub use parse::GgufFile;
