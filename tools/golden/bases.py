@@ -209,6 +209,8 @@ def bases() -> list[Base]:
 
 def _fill(model: torch.nn.Module, generator: torch.Generator) -> None:
     """Random values at the scale of a trained model, so that no part of it is near to doing nothing."""
+    # A tied head sees the last token's own embedding in the residual: kept small, or it would only repeat itself.
+    spread = 0.1 if model.config.tie_word_embeddings else 0.3
     done = set()
     for name, parameter in model.named_parameters():
         if parameter.data_ptr() in done:
@@ -216,7 +218,7 @@ def _fill(model: torch.nn.Module, generator: torch.Generator) -> None:
         done.add(parameter.data_ptr())
         noise = torch.randn(parameter.shape, generator=generator)
         if "embed" in name or "lm_head" in name:
-            value = 0.3 * noise
+            value = spread * noise
         elif parameter.dim() == 2:
             value = noise / parameter.shape[1] ** 0.5
         elif name.endswith("bias"):

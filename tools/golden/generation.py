@@ -10,6 +10,7 @@ from .bases import Base, load_base
 from .files import f32, versions, write_json
 
 NEW_TOKENS = 24
+CLOSE = 4e-3  # a margin between the best two logits far above rounding, which is near 1e-5
 
 SAMPLERS = {
     "plain": {},
@@ -69,12 +70,14 @@ def write_processors(model, path: Path) -> None:
 
 def greedy(model, prompt: torch.Tensor, penalty: float) -> dict:
     """The continuation, by `generate` with its cache and again without one; they must agree."""
+    model.generation_config.eos_token_id = None  # or generate would take it from there and stop
     config = GenerationConfig(
-        do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=None, pad_token_id=0, repetition_penalty=penalty
+        do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=0, repetition_penalty=penalty
     )
     mask = torch.ones_like(prompt)[None]
     made = model.generate(input_ids=prompt[None], attention_mask=mask, generation_config=config, use_cache=True)
     made = made[0, len(prompt) :]
+    assert len(made) == NEW_TOKENS
     processors = model._get_logits_processor(config, input_ids_seq_length=len(prompt))
     ids, margin = prompt[None], float("inf")
     for token in made:
@@ -83,20 +86,25 @@ def greedy(model, prompt: torch.Tensor, penalty: float) -> dict:
         assert best.indices[0] == token, "generate disagrees with the argmax of a fresh forward"
         margin = min(margin, (best.values[0] - best.values[1]).item())
         ids = torch.cat([ids, token[None, None]], dim=1)
-    assert margin > 1e-3, f"a margin of {margin} is too close to call"
     return {"repetition_penalty": penalty, "ids": made.tolist(), "smallest_margin": f32(margin)}
 
 
 @torch.no_grad()
 def write_greedy(bases: list[Base], fixtures: Path, path: Path) -> None:
-    """Greedy continuations of every base and of its adapter."""
+    """Greedy continuations of every base and of its adapter, from a prompt that leaves no step too close to call."""
     found = {"versions": versions(), "new_tokens": NEW_TOKENS, "cases": {}}
     for base in bases:
         generator = torch.Generator().manual_seed(base.seed + 6)
-        prompt = torch.randint(0, base.config.vocab_size, (5,), generator=generator)
         model = load_base(base, fixtures / base.name)
-        case = {"prompt": prompt.tolist(), "base": [greedy(model, prompt, penalty) for penalty in (1.0, 1.3)]}
-        model = PeftModel.from_pretrained(model, str(fixtures / base.name / "adapter"))
-        case["adapter"] = [greedy(model, prompt, penalty) for penalty in (1.0, 1.3)]
-        found["cases"][base.name] = case
+        adapted = load_base(base, fixtures / base.name)
+        adapted = PeftModel.from_pretrained(adapted, str(fixtures / base.name / "adapter"))
+        margin = 0.0
+        while margin < CLOSE:
+            prompt = torch.randint(0, base.config.vocab_size, (5,), generator=generator)
+            runs = {
+                name: [greedy(asked, prompt, penalty) for penalty in (1.0, 1.3)]
+                for name, asked in (("base", model), ("adapter", adapted))
+            }
+            margin = min(run["smallest_margin"] for pair in runs.values() for run in pair)
+        found["cases"][base.name] = {"prompt": prompt.tolist()} | runs
     write_json(path, found)
