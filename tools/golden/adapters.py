@@ -58,16 +58,17 @@ def gradients(model: PeftModel) -> dict[str, torch.Tensor]:
     return {saved_name(n): p.grad for n, p in model.named_parameters() if p.requires_grad}
 
 
-def quantise_base(model, linears: list[str]) -> dict[str, str]:
-    """Replaces the weights of the decoder's linears by what bitsandbytes' NF4 with double quantisation gives back.
+def quantise_base(model) -> dict[str, str]:
+    """Replaces the weights of every linear but the head by what bitsandbytes' NF4 with double quantisation gives back.
 
     The modules stay plain linears: the product is then f32 whatever bitsandbytes' CPU kernels do, and
     transformers' `FalconLinear` (which its own replacement does not know) is treated like any other.
     Returns the SHA-256 of each dequantised weight's little-endian f32 bytes.
     """
     sums = {}
+    head = model.get_output_embeddings()
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and name.rsplit(".", 1)[-1] in linears:
+        if isinstance(module, torch.nn.Linear) and module is not head:
             packed, state = bnb.quantize_4bit(
                 module.weight.data, blocksize=64, compress_statistics=True, quant_type="nf4"
             )
@@ -168,7 +169,7 @@ def write_case(base: Base, folder: Path) -> None:
         def fresh():
             model = load_base(base, folder)
             if kind == "nf4":
-                sums.update(quantise_base(model, base.linears))
+                sums.update(quantise_base(model))
             return model
 
         if kind == "nf4":
