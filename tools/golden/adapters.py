@@ -86,9 +86,9 @@ def _check_dequantised(weight: torch.Tensor, packed: torch.Tensor, state) -> Non
     scale = nested.code[state.absmax.long()] * nested.absmax.repeat_interleave(nested.blocksize)[: len(state.absmax)]
     scale = scale + state.offset
     nibbles = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], 1).flatten()[: weight.numel()]
-    again = state.code[nibbles.long()] * scale.repeat_interleave(64)[: weight.numel()]
+    again = (state.code[nibbles.long()] * scale.repeat_interleave(64)[: weight.numel()]).view_as(weight)
     # The scale may be fused (one rounding fewer): allow the last place.
-    assert torch.allclose(again.view_as(weight), weight, rtol=3e-7, atol=0), (again.view_as(weight) - weight).abs().max()
+    assert torch.allclose(again, weight, rtol=3e-7, atol=0), (again - weight).abs().max()
 
 
 def train(model: PeftModel, micro: list[Batch], logits=flat_logits) -> dict:
