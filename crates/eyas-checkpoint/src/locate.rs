@@ -106,8 +106,7 @@ fn read_index(path: &Path) -> Result<Located> {
     let text = std::fs::read(path)
         .map_err(|e| Error::io(path, "read the index", "check that you may read it", e))?;
     let json: IndexJson = serde_json::from_slice(&text).map_err(|e| {
-        not_weights(path, &text)
-            .unwrap_or_else(|| Error::damaged(path, format!("the index is not valid: {e}")))
+        stand_in(path, &text).unwrap_or_else(|| Error::damaged(path, format!("the index is not valid: {e}")))
     })?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut shards = BTreeMap::new();
@@ -145,7 +144,7 @@ pub(crate) fn detect(path: &Path) -> Result<Format> {
     let refused = |e| Error::io(path, "read the file", "check that you may read it", e);
     let mut head = Vec::with_capacity(256);
     File::open(path).map_err(refused)?.take(256).read_to_end(&mut head).map_err(refused)?;
-    if let Some(error) = not_weights(path, &head) {
+    if let Some(error) = stand_in(path, &head).or_else(|| text(path, &head)) {
         return Err(error);
     }
     let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
@@ -164,26 +163,35 @@ pub(crate) fn detect(path: &Path) -> Result<Format> {
     }
 }
 
-/// An error for the files that take the place of weights when a download goes wrong.
-fn not_weights(path: &Path, head: &[u8]) -> Option<Error> {
-    let error = |found: String, advice| Some(Error::NotWeights { path: path.to_path_buf(), found, advice });
+/// An error for the files that take the place of others when a download goes wrong.
+fn stand_in(path: &Path, head: &[u8]) -> Option<Error> {
     let start = head.trim_ascii_start();
     let begins = |text: &[u8]| start.get(..text.len()).is_some_and(|s| s.eq_ignore_ascii_case(text));
-    if head.is_empty() {
-        error("the file is empty".into(), "download it again")
+    let (found, advice) = if head.is_empty() {
+        ("the file is empty", "download it again")
     } else if begins(b"version https://git-lfs") {
-        error("a Git LFS pointer, not the file itself".into(), "run `git lfs pull` in that folder")
+        ("a Git LFS pointer, not the file itself", "run `git lfs pull` in that folder")
     } else if begins(b"<!doctype html") || begins(b"<html") || begins(b"<?xml") {
-        error(
-            "a web page".into(),
+        (
+            "a web page",
             "the download went to an error or login page: check the address and your access, then download again",
         )
-    } else if head.len() >= 8
-        && head.iter().take(64).all(|b| matches!(b, b' '..=b'~' | b'\t' | b'\n' | b'\r'))
-    {
-        let shown: String = head.iter().take(60).map(|&b| if b < b' ' { ' ' } else { b as char }).collect();
-        error(format!("text that begins `{}`", shown.trim()), "download the file again")
     } else {
-        None
+        return None;
+    };
+    Some(Error::NotWeights { path: path.to_path_buf(), found: found.into(), advice })
+}
+
+/// An error for any other text, such as a server's error in JSON; weights are binary from the first bytes on.
+fn text(path: &Path, head: &[u8]) -> Option<Error> {
+    let printable = |b: &u8| matches!(b, b' '..=b'~' | b'\t' | b'\n' | b'\r');
+    if head.len() < 8 || !head.iter().take(64).all(printable) {
+        return None;
     }
+    let shown: String = head.iter().take(60).map(|&b| if b < b' ' { ' ' } else { b as char }).collect();
+    Some(Error::NotWeights {
+        path: path.to_path_buf(),
+        found: format!("text that begins `{}`", shown.trim()),
+        advice: "download the file again",
+    })
 }
