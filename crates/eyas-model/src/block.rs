@@ -1,0 +1,488 @@
+//! A decoder block: forward and backward, side by side.
+//!
+//! The frozen weights need no gradient, so the backward is a fixed program: it carries the gradient of the residual
+//! stream from the block's output to its input and adds the gradients of the low-rank updates on the way. Norms and
+//! activations are recomputed from what was kept, which costs no matrix product.
+
+use eyas_backend::{Adapter, AttentionSpec, Backend, NormSpec, Projection, Rope, Write};
+
+use crate::Result;
+use crate::activations::{BlockActivations, Hidden, Scratch};
+use crate::decoder::{Decoder, ProjectionKind, Wiring};
+use crate::device_batch::DeviceBatch;
+use crate::lora::LoraLayout;
+
+/// A norm's frozen weights.
+#[derive(Debug)]
+pub struct Norm<B: Backend> {
+    /// `[1, n]`.
+    pub weight: B::Tensor,
+    /// `[1, n]`.
+    pub bias: Option<B::Tensor>,
+}
+
+/// The frozen weights of a block.
+#[derive(Debug)]
+pub struct Block<B: Backend> {
+    /// Before attention.
+    pub norm1: Norm<B>,
+    /// Before the MLP, where it has a norm of its own.
+    pub norm2: Option<Norm<B>>,
+    /// Weights of the norms of query and key heads.
+    pub head_norms: Option<[B::Tensor; 2]>,
+    /// To query, key and value.
+    pub qkv: Projection<B>,
+    /// From attention to the residual stream.
+    pub attention_out: Projection<B>,
+    /// Into the MLP.
+    pub mlp_in: Projection<B>,
+    /// From the MLP to the residual stream.
+    pub mlp_out: Projection<B>,
+    /// The block's attention.
+    pub attention: AttentionSpec<B>,
+}
+
+/// The low-rank updates in force, for a whole model.
+#[derive(Debug)]
+pub struct ActiveAdapter<'a, B: Backend> {
+    /// Where each update lies.
+    pub layout: &'a LoraLayout,
+    /// The flat vector.
+    pub params: &'a B::Tensor,
+    /// While training.
+    pub dropout: Option<eyas_backend::Dropout>,
+}
+
+impl<B: Backend> Clone for ActiveAdapter<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for ActiveAdapter<'_, B> {}
+
+impl<'a, B: Backend> ActiveAdapter<'a, B> {
+    fn of(&self, block: usize, kind: ProjectionKind) -> Option<Adapter<'a, B>> {
+        (self.layout.rank(block, kind) > 0).then(|| Adapter {
+            params: self.params,
+            slots: self.layout.slots(block, kind),
+            dropout: self.dropout,
+        })
+    }
+}
+
+/// Where a block's queries find their keys and values.
+#[derive(Debug)]
+pub enum KeyValues<'a, B: Backend> {
+    /// In the batch itself: training and evaluation.
+    Batch,
+    /// In a cache that the batch extends: generation.
+    Cache {
+        /// `[slots * positions, kv_heads * head_dim]`.
+        keys: &'a mut B::Tensor,
+        /// As `keys`.
+        values: &'a mut B::Tensor,
+        /// Positions a slot has.
+        positions: usize,
+    },
+}
+
+/// What a pass through a block needs besides its weights and tensors.
+#[derive(Debug)]
+pub struct BlockPass<'a, B: Backend> {
+    /// The device.
+    pub backend: &'a B,
+    /// The model's description.
+    pub decoder: &'a Decoder,
+    /// Rotary tables, unless positions enter otherwise.
+    pub rope: Option<&'a Rope<B>>,
+    /// The batch.
+    pub batch: &'a DeviceBatch<B>,
+    /// The updates in force.
+    pub adapter: Option<ActiveAdapter<'a, B>>,
+    /// The block's number.
+    pub index: usize,
+}
+
+impl<B: Backend> BlockPass<'_, B> {
+    fn norm(&self) -> NormSpec {
+        self.decoder.norm
+    }
+
+    fn adapter(&self, kind: ProjectionKind) -> Option<Adapter<'_, B>> {
+        self.adapter.and_then(|adapter| adapter.of(self.index, kind))
+    }
+}
+
+impl<B: Backend> Block<B> {
+    /// From the block's input `x` to its output `y`, both `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn forward(
+        &self,
+        pass: &BlockPass<'_, B>,
+        x: &B::Tensor,
+        y: &mut B::Tensor,
+        kept: &mut BlockActivations<B>,
+        hidden: &mut Hidden<B>,
+        scratch: &mut Scratch<B>,
+        key_values: KeyValues<'_, B>,
+    ) -> Result<()> {
+        self.forward_to_mlp(pass, x, Some(y), kept, hidden, scratch, key_values)?;
+        let (backend, tokens) = (pass.backend, pass.batch.tokens());
+        backend.activation(tokens, pass.decoder.mlp.activation, &kept.mlp, &mut scratch.activated)?;
+        backend.project(
+            tokens,
+            &self.mlp_out,
+            pass.adapter(ProjectionKind::MlpOut),
+            &scratch.activated,
+            y,
+            hidden.of(ProjectionKind::MlpOut),
+            Write::Add,
+        )?;
+        Ok(())
+    }
+
+    /// Recomputes what [`Block::forward`] kept, from the block's input. The MLP's second half is left out: nothing
+    /// that the backward needs comes after it.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn recompute(
+        &self,
+        pass: &BlockPass<'_, B>,
+        x: &B::Tensor,
+        kept: &mut BlockActivations<B>,
+        hidden: &mut Hidden<B>,
+        scratch: &mut Scratch<B>,
+    ) -> Result<()> {
+        self.forward_to_mlp(pass, x, None, kept, hidden, scratch, KeyValues::Batch)
+    }
+
+    /// The block up to the MLP's first half. `y` receives the residual stream without the MLP; a sequential block
+    /// keeps it anyway, a parallel one needs it only in the forward.
+    fn forward_to_mlp(
+        &self,
+        pass: &BlockPass<'_, B>,
+        x: &B::Tensor,
+        mut y: Option<&mut B::Tensor>,
+        kept: &mut BlockActivations<B>,
+        hidden: &mut Hidden<B>,
+        scratch: &mut Scratch<B>,
+        key_values: KeyValues<'_, B>,
+    ) -> Result<()> {
+        let (backend, tokens) = (pass.backend, pass.batch.tokens());
+        self.norm1(pass, x, scratch)?;
+        self.qkv(pass, kept, hidden, scratch)?;
+        self.attend(pass, kept, key_values)?;
+
+        let adapter = pass.adapter(ProjectionKind::AttentionOut);
+        let low_rank = hidden.of(ProjectionKind::AttentionOut);
+        match (&mut kept.middle, pass.decoder.wiring) {
+            (Some(middle), Wiring::Sequential) => {
+                backend.copy(tokens, x, middle)?;
+                backend.project(
+                    tokens,
+                    &self.attention_out,
+                    adapter,
+                    &kept.attention,
+                    middle,
+                    low_rank,
+                    Write::Add,
+                )?;
+                if let Some(y) = y.as_deref_mut() {
+                    backend.copy(tokens, middle, y)?;
+                }
+                self.norm2(pass, middle, scratch)?;
+            }
+            _ => {
+                if let Some(y) = y.as_deref_mut() {
+                    backend.copy(tokens, x, y)?;
+                    backend.project(
+                        tokens,
+                        &self.attention_out,
+                        adapter,
+                        &kept.attention,
+                        y,
+                        low_rank,
+                        Write::Add,
+                    )?;
+                }
+                self.norm2(pass, x, scratch)?;
+            }
+        }
+        backend.project(
+            tokens,
+            &self.mlp_in,
+            pass.adapter(ProjectionKind::MlpIn),
+            &scratch.normed,
+            &mut kept.mlp,
+            hidden.of(ProjectionKind::MlpIn),
+            Write::Set,
+        )?;
+        Ok(())
+    }
+
+    /// From the gradient of the block's output to that of its input, in place in `scratch.gradient`; adds the
+    /// updates' gradients to `grads`. With `input_gradient` false the block is the first and nobody needs the rest.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn backward(
+        &self,
+        pass: &BlockPass<'_, B>,
+        x: &B::Tensor,
+        kept: &BlockActivations<B>,
+        hidden: &Hidden<B>,
+        scratch: &mut Scratch<B>,
+        grads: &mut B::Tensor,
+        input_gradient: bool,
+    ) -> Result<()> {
+        match (&kept.middle, pass.decoder.wiring) {
+            (Some(middle), Wiring::Sequential) => {
+                self.mlp_backward(pass, middle, kept, hidden, scratch, grads, true)?;
+                self.norm2_backward(pass, middle, scratch)?;
+                self.attention_out_backward(pass, kept, hidden, scratch, grads)?;
+                self.attention_backward(pass, x, kept, hidden, scratch, grads, input_gradient, Write::Set)?;
+            }
+            (_, Wiring::ParallelTwoNorms) => {
+                // Both branches start from the output's gradient, so it is read twice before it is added to.
+                self.attention_out_backward(pass, kept, hidden, scratch, grads)?;
+                self.mlp_backward(pass, x, kept, hidden, scratch, grads, input_gradient)?;
+                if input_gradient {
+                    self.norm2_backward(pass, x, scratch)?;
+                }
+                self.attention_backward(pass, x, kept, hidden, scratch, grads, input_gradient, Write::Set)?;
+            }
+            _ => {
+                self.attention_out_backward(pass, kept, hidden, scratch, grads)?;
+                self.mlp_backward(pass, x, kept, hidden, scratch, grads, input_gradient)?;
+                self.attention_backward(pass, x, kept, hidden, scratch, grads, input_gradient, Write::Add)?;
+            }
+        }
+        if input_gradient {
+            let (backend, tokens) = (pass.backend, pass.batch.tokens());
+            backend.norm_backward(
+                tokens,
+                pass.norm(),
+                x,
+                &self.norm1.weight,
+                &scratch.stats,
+                &scratch.normed_gradient,
+                &mut scratch.gradient,
+                Write::Add,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn norm1(&self, pass: &BlockPass<'_, B>, x: &B::Tensor, scratch: &mut Scratch<B>) -> Result<()> {
+        normalise(pass, &self.norm1, x, scratch)
+    }
+
+    /// The MLP's norm of `x`; where it has none of its own, `scratch.normed` already holds the first one's.
+    fn norm2(&self, pass: &BlockPass<'_, B>, x: &B::Tensor, scratch: &mut Scratch<B>) -> Result<()> {
+        match &self.norm2 {
+            Some(norm) => normalise(pass, norm, x, scratch),
+            None => Ok(()),
+        }
+    }
+
+    fn norm2_backward(&self, pass: &BlockPass<'_, B>, x: &B::Tensor, scratch: &mut Scratch<B>) -> Result<()> {
+        if let Some(norm) = &self.norm2 {
+            pass.backend.norm_backward(
+                pass.batch.tokens(),
+                pass.norm(),
+                x,
+                &norm.weight,
+                &scratch.stats,
+                &scratch.normed_gradient,
+                &mut scratch.gradient,
+                Write::Add,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn qkv(
+        &self,
+        pass: &BlockPass<'_, B>,
+        kept: &mut BlockActivations<B>,
+        hidden: &mut Hidden<B>,
+        scratch: &Scratch<B>,
+    ) -> Result<()> {
+        let (backend, tokens) = (pass.backend, pass.batch.tokens());
+        let adapter = pass.adapter(ProjectionKind::Qkv);
+        let low_rank = hidden.of(ProjectionKind::Qkv);
+        let layout = &self.attention.layout;
+        match (&self.head_norms, pass.decoder.attention.head_norm_eps, &mut kept.raw_qkv) {
+            (Some([query, key]), Some(eps), Some(raw)) => {
+                backend.project(tokens, &self.qkv, adapter, &scratch.normed, raw, low_rank, Write::Set)?;
+                backend.head_norm(tokens, layout, eps, raw, query, key, &mut kept.qkv)?;
+            }
+            _ => {
+                backend.project(tokens, &self.qkv, adapter, &scratch.normed, &mut kept.qkv, low_rank, Write::Set)?;
+            }
+        }
+        if let Some(rope) = pass.rope {
+            backend.rope(pass.batch.on_device(), layout, rope, &mut kept.qkv, false)?;
+        }
+        Ok(())
+    }
+
+    fn attend(
+        &self,
+        pass: &BlockPass<'_, B>,
+        kept: &mut BlockActivations<B>,
+        key_values: KeyValues<'_, B>,
+    ) -> Result<()> {
+        let (backend, batch) = (pass.backend, pass.batch.on_device());
+        match key_values {
+            KeyValues::Batch => {
+                backend.attention(batch, &self.attention, &kept.qkv, &mut kept.attention, &mut kept.lse)?;
+            }
+            KeyValues::Cache { keys, values, positions } => {
+                backend.cache_write(batch, &self.attention.layout, positions, &kept.qkv, keys, values)?;
+                backend.attention_cached(
+                    batch,
+                    &self.attention,
+                    positions,
+                    &kept.qkv,
+                    keys,
+                    values,
+                    &mut kept.attention,
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    /// From `scratch.gradient` through the MLP to `scratch.normed_gradient`; `x` is the input of the MLP's norm.
+    fn mlp_backward(
+        &self,
+        pass: &BlockPass<'_, B>,
+        x: &B::Tensor,
+        kept: &BlockActivations<B>,
+        hidden: &Hidden<B>,
+        scratch: &mut Scratch<B>,
+        grads: &mut B::Tensor,
+        input_gradient: bool,
+    ) -> Result<()> {
+        let (backend, tokens) = (pass.backend, pass.batch.tokens());
+        let activation = pass.decoder.mlp.activation;
+        backend.activation(tokens, activation, &kept.mlp, &mut scratch.activated)?;
+        backend.project_backward(
+            tokens,
+            &self.mlp_out,
+            pass.adapter(ProjectionKind::MlpOut).map(|adapter| (adapter, &mut *grads)),
+            &scratch.activated,
+            hidden.get(ProjectionKind::MlpOut),
+            &scratch.gradient,
+            Some((&mut scratch.activated_gradient, Write::Set)),
+        )?;
+        backend.activation_backward(
+            tokens,
+            activation,
+            &kept.mlp,
+            &scratch.activated_gradient,
+            &mut scratch.mlp_gradient,
+        )?;
+        normalise(pass, self.norm2.as_ref().unwrap_or(&self.norm1), x, scratch)?;
+        backend.project_backward(
+            tokens,
+            &self.mlp_in,
+            pass.adapter(ProjectionKind::MlpIn).map(|adapter| (adapter, &mut *grads)),
+            &scratch.normed,
+            hidden.get(ProjectionKind::MlpIn),
+            &scratch.mlp_gradient,
+            input_gradient.then_some((&mut scratch.normed_gradient, Write::Set)),
+        )?;
+        Ok(())
+    }
+
+    /// From `scratch.gradient` through attention's output projection to `scratch.attention_gradient`.
+    fn attention_out_backward(
+        &self,
+        pass: &BlockPass<'_, B>,
+        kept: &BlockActivations<B>,
+        hidden: &Hidden<B>,
+        scratch: &mut Scratch<B>,
+        grads: &mut B::Tensor,
+    ) -> Result<()> {
+        pass.backend.project_backward(
+            pass.batch.tokens(),
+            &self.attention_out,
+            pass.adapter(ProjectionKind::AttentionOut).map(|adapter| (adapter, grads)),
+            &kept.attention,
+            hidden.get(ProjectionKind::AttentionOut),
+            &scratch.gradient,
+            Some((&mut scratch.attention_gradient, Write::Set)),
+        )?;
+        Ok(())
+    }
+
+    /// From `scratch.attention_gradient` through attention to `scratch.normed_gradient`; leaves the first norm's
+    /// statistics of `x` in `scratch.stats`.
+    fn attention_backward(
+        &self,
+        pass: &BlockPass<'_, B>,
+        x: &B::Tensor,
+        kept: &BlockActivations<B>,
+        hidden: &Hidden<B>,
+        scratch: &mut Scratch<B>,
+        grads: &mut B::Tensor,
+        input_gradient: bool,
+        write: Write,
+    ) -> Result<()> {
+        let (backend, tokens, batch) = (pass.backend, pass.batch.tokens(), pass.batch.on_device());
+        let layout = &self.attention.layout;
+        backend.attention_backward(
+            batch,
+            &self.attention,
+            &kept.qkv,
+            &kept.attention,
+            &kept.lse,
+            &scratch.attention_gradient,
+            &mut scratch.qkv_gradient,
+        )?;
+        if let Some(rope) = pass.rope {
+            backend.rope(batch, layout, rope, &mut scratch.qkv_gradient, true)?;
+        }
+        if let (Some([query, key]), Some(eps), Some(raw)) =
+            (&self.head_norms, pass.decoder.attention.head_norm_eps, &kept.raw_qkv)
+        {
+            backend.head_norm_backward(tokens, layout, eps, raw, query, key, &mut scratch.qkv_gradient)?;
+        }
+        self.norm1(pass, x, scratch)?;
+        backend.project_backward(
+            tokens,
+            &self.qkv,
+            pass.adapter(ProjectionKind::Qkv).map(|adapter| (adapter, grads)),
+            &scratch.normed,
+            hidden.get(ProjectionKind::Qkv),
+            &scratch.qkv_gradient,
+            input_gradient.then_some((&mut scratch.normed_gradient, write)),
+        )?;
+        Ok(())
+    }
+}
+
+/// `scratch.normed = norm(x)`, with its statistics in `scratch.stats`.
+fn normalise<B: Backend>(
+    pass: &BlockPass<'_, B>,
+    norm: &Norm<B>,
+    x: &B::Tensor,
+    scratch: &mut Scratch<B>,
+) -> Result<()> {
+    pass.backend.norm(
+        pass.batch.tokens(),
+        pass.norm(),
+        x,
+        &norm.weight,
+        norm.bias.as_ref(),
+        &mut scratch.normed,
+        &mut scratch.stats,
+    )?;
+    Ok(())
+}
