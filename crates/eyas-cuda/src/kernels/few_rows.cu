@@ -1,0 +1,154 @@
+// Projections of at most eight tokens (generation): a weight is read once, in the form it is kept in, by a warp for each
+// pair of its rows. y [tokens, ldy] (+)= x [tokens, k] w^T + bias + scaling * h B^T.
+
+// h[t, j] = x[t] . a[j] in f32. A warp a pair (t, j).
+KERNEL void few_rows_hidden(const elem *x, int tokens, int k, const float *a, int r, float *h, int ldh, elem *saved,
+                            int lds, int vec) {
+    const int item = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
+    if (item >= tokens * r) return;
+    const int t = item / r, j = item - t * r;
+    float sum = 0.0f;
+    for (int col = lane * 8; col < k; col += 256) {
+        float v[8], w[8];
+        load8(x + (u64)t * k, col, k, vec, v);
+        load8(a + (u64)j * k, col, k, vec, w);
+#pragma unroll
+        for (int i = 0; i < 8; i++) sum += v[i] * w[i];
+    }
+    sum = warp_sum(sum);
+    if (lane == 0) {
+        h[t * ldh + j] = sum;
+        if (saved) saved[(u64)t * lds + j] = from_f32<elem>(sum);
+    }
+}
+
+struct LowRank {
+    const float *h;  // [tokens, ldh]; none without an update
+    const float *b;  // [n, r]
+    int ldh, r;
+    float scaling;
+};
+
+// Ends a row: the update's share, the sum over the warp, bias, residual.
+template <int T>
+__device__ __forceinline__ void finish_row(float (&acc)[T], int row, int tokens, const LowRank &low, const float *bias,
+                                           elem *y, u64 ldy, int add, int lane) {
+    if (low.h)
+        for (int j = lane; j < low.r; j += 32) {
+            const float b = low.scaling * low.b[(u64)row * low.r + j];
+#pragma unroll
+            for (int t = 0; t < T; t++)
+                if (t < tokens) acc[t] += low.h[t * low.ldh + j] * b;
+        }
+#pragma unroll
+    for (int t = 0; t < T; t++) {
+        float sum = warp_sum(acc[t]);
+        if (lane == 0 && t < tokens) {
+            if (bias) sum += bias[row];
+            elem *to = y + t * ldy + row;
+            *to = from_f32<elem>(add ? to_f32(*to) + sum : sum);
+        }
+    }
+}
+
+#define ROWS 2
+
+template <int T>
+__device__ void quantized(const Quantized &q, const elem *x, int tokens, int n, int k, const LowRank &low,
+                          const float *bias, elem *y, u64 ldy, int add) {
+    __shared__ float levels[16][32];
+    for (int i = threadIdx.x; i < 512; i += blockDim.x) levels[i / 32][i % 32] = q.tables[i / 32];
+    __syncthreads();
+    const int lane = threadIdx.x % 32, row0 = (blockIdx.x * blockDim.x + threadIdx.x) / 32 * ROWS;
+    if (row0 >= n) return;
+    float acc[ROWS][T];
+#pragma unroll
+    for (int i = 0; i < ROWS; i++)
+#pragma unroll
+        for (int t = 0; t < T; t++) acc[i][t] = 0.0f;
+    // A chunk is 32 values, 16 bytes; k is a multiple of 32 and so is a block.
+    const int chunks = k / 32;
+    for (int chunk = lane; chunk < chunks; chunk += 32) {
+        u32 codes[ROWS][4];
+        float scale[ROWS];
+#pragma unroll
+        for (int i = 0; i < ROWS; i++) {
+            const u64 index = (u64)(row0 + i < n ? row0 + i : row0) * chunks + chunk;
+            const uint4 raw = __ldcs((const uint4 *)q.packed + index);
+            codes[i][0] = raw.x, codes[i][1] = raw.y, codes[i][2] = raw.z, codes[i][3] = raw.w;
+            scale[i] = block_scale(q, index >> (q.block_shift - 5));
+        }
+#pragma unroll
+        for (int part = 0; part < 4; part++) {
+            float w[ROWS][8];
+#pragma unroll
+            for (int i = 0; i < ROWS; i++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    const u32 byte = codes[i][part] >> (8 * j);
+                    w[i][2 * j] = levels[byte >> 4 & 15][lane];
+                    w[i][2 * j + 1] = levels[byte & 15][lane];
+                }
+#pragma unroll
+            for (int t = 0; t < T; t++) {
+                if (t >= tokens) continue;
+                float v[8];
+                Eight<elem>::load(x + (u64)t * k + chunk * 32 + part * 8, v);
+#pragma unroll
+                for (int i = 0; i < ROWS; i++) {
+                    float sum = 0.0f;
+#pragma unroll
+                    for (int j = 0; j < 8; j++) sum += w[i][j] * v[j];
+                    acc[i][t] += scale[i] * sum;
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < ROWS; i++)
+        if (row0 + i < n) finish_row<T>(acc[i], row0 + i, tokens, low, bias, y, ldy, add, lane);
+}
+
+KERNEL __launch_bounds__(128) void few_rows_quantized(Quantized q, const elem *x, int tokens, int n, int k, LowRank low,
+                                                      const float *bias, elem *y, u64 ldy, int add) {
+    if (tokens == 1) quantized<1>(q, x, tokens, n, k, low, bias, y, ldy, add);
+    else if (tokens <= 4) quantized<4>(q, x, tokens, n, k, low, bias, y, ldy, add);
+    else quantized<8>(q, x, tokens, n, k, low, bias, y, ldy, add);
+}
+
+template <int T>
+__device__ void dense(const elem *w, const elem *x, int tokens, int n, int k, const LowRank &low, const float *bias, elem *y,
+                      u64 ldy, int add) {
+    const int lane = threadIdx.x % 32, row0 = (blockIdx.x * blockDim.x + threadIdx.x) / 32 * ROWS;
+    if (row0 >= n) return;
+    float acc[ROWS][T];
+#pragma unroll
+    for (int i = 0; i < ROWS; i++)
+#pragma unroll
+        for (int t = 0; t < T; t++) acc[i][t] = 0.0f;
+    for (int col = lane * 8; col < k; col += 256) {
+        float a[ROWS][8];
+#pragma unroll
+        for (int i = 0; i < ROWS; i++) Eight<elem>::load(w + (u64)(row0 + i < n ? row0 + i : row0) * k + col, a[i]);
+#pragma unroll
+        for (int t = 0; t < T; t++) {
+            if (t >= tokens) continue;
+            float v[8];
+            Eight<elem>::load(x + (u64)t * k + col, v);
+#pragma unroll
+            for (int i = 0; i < ROWS; i++)
+#pragma unroll
+                for (int j = 0; j < 8; j++) acc[i][t] += a[i][j] * v[j];
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < ROWS; i++)
+        if (row0 + i < n) finish_row<T>(acc[i], row0 + i, tokens, low, bias, y, ldy, add, lane);
+}
+
+KERNEL __launch_bounds__(128) void few_rows_dense(const elem *w, const elem *x, int tokens, int n, int k, LowRank low,
+                                                  const float *bias, elem *y, u64 ldy, int add) {
+    if (tokens == 1) dense<1>(w, x, tokens, n, k, low, bias, y, ldy, add);
+    else if (tokens <= 4) dense<4>(w, x, tokens, n, k, low, bias, y, ldy, add);
+    else dense<8>(w, x, tokens, n, k, low, bias, y, ldy, add);
+}
