@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use eyas_backend::{AttentionSpec, Backend, Dtype, HostMatrix, Linear, NormKind, Projection, Storage};
 use eyas_checkpoint::{Checkpoint, TensorDtype, TensorInfo};
-use eyas_quant::{Dtype as QuantDtype, Quantized, StateTensor, TensorDtype as StateDtype};
+use eyas_quant::state_dict::{StateTensor, TensorDtype as StateDtype, quant_state_keys};
+use eyas_quant::{Dtype as QuantDtype, Quantized};
 
 use crate::block::{Block, Norm};
 use crate::config::Config;
@@ -211,7 +212,7 @@ impl ModelSource {
     /// The stored name of a weight that bitsandbytes quantised.
     fn quantized_key(&self, name: &str) -> Option<String> {
         let (stored, _) = self.find(name)?;
-        eyas_quant::quant_state_keys(&stored)
+        quant_state_keys(&stored)
             .into_iter()
             .any(|(_, key)| self.checkpoint.contains(&key))
             .then_some(stored)

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use eyas_backend::LoraSlot;
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use regex::Regex;
 use serde::{Deserialize, Serialize};

@@ -1,0 +1,141 @@
+//! Golden files, and models run on the CPU.
+#![allow(dead_code)]
+
+use std::path::{Path, PathBuf};
+
+use eyas_backend::spec::QuantConfig;
+use eyas_backend::{Backend, CpuBackend, CpuOptions, Dtype, FlatBatch, MatmulKernel};
+use eyas_checkpoint::Checkpoint;
+use eyas_model::{
+    ActiveAdapter, DeviceBatch, LoadOptions, LoraAdapter, LoraLayout, MemoryPlan, Model, ModelSource, Retain, Workspace,
+};
+
+/// Every base with golden answers of its own.
+pub const BASES: [&str; 10] = [
+    "llama2", "llama3", "smollm2", "mistral", "qwen2", "qwen3", "falcon-7b", "falcon-40b", "falcon-11b", "falcon-rw",
+];
+
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+pub fn backend() -> CpuBackend {
+    CpuBackend::new(CpuOptions { matmul: Some(MatmulKernel::F32) }).unwrap()
+}
+
+pub fn load(backend: &CpuBackend, path: &Path, quantize: Option<QuantConfig>) -> Model<CpuBackend> {
+    let source = ModelSource::open(path).unwrap();
+    source.load(backend, LoadOptions { quantize, positions: 64 }, &mut |_, _| {}).unwrap()
+}
+
+pub fn floats(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
+    let mut values = Vec::new();
+    checkpoint.read_f32(name, &mut values).unwrap();
+    values
+}
+
+pub fn integers(checkpoint: &Checkpoint, name: &str) -> Vec<i32> {
+    checkpoint.read_bytes(name).unwrap().chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+/// The batch that the goldens answer, with the keys' prefix (`flat`, `train.0`).
+pub fn batch(golden: &Checkpoint, prefix: &str) -> FlatBatch {
+    let ids = integers(golden, &format!("{prefix}.input_ids"));
+    let targets = integers(golden, &format!("{prefix}.targets"));
+    let bounds = integers(golden, &format!("{prefix}.cu_seqlens"));
+    let mut batch = FlatBatch::new();
+    for window in bounds.windows(2) {
+        let range = window[0] as usize..window[1] as usize;
+        let input_ids: Vec<u32> = ids[range.clone()].iter().map(|&id| id as u32).collect();
+        batch.push(&input_ids, &targets[range]).unwrap();
+    }
+    batch
+}
+
+/// As [`batch`], with a target everywhere, so that every token's logits are asked for.
+pub fn all_targets(batch: &FlatBatch) -> FlatBatch {
+    let mut all = FlatBatch::new();
+    for range in batch.ranges() {
+        all.push(&batch.input_ids()[range.clone()], &vec![0; range.len()]).unwrap();
+    }
+    all
+}
+
+/// Logits of every token, `[T, V]`.
+pub fn logits(
+    backend: &CpuBackend,
+    model: &Model<CpuBackend>,
+    batch: &FlatBatch,
+    adapter: Option<&LoraAdapter>,
+) -> Vec<f32> {
+    let batch = all_targets(batch);
+    let mut device = DeviceBatch::new(backend, batch.tokens(), batch.sequences()).unwrap();
+    device.load(backend, &batch).unwrap();
+    // Fewer rows of logits than tokens, so that chunks are exercised too.
+    let plan = MemoryPlan::forward_only(batch.tokens(), batch.sequences(), 5);
+    let layout = adapter.map(|adapter| &adapter.layout);
+    let mut workspace = Workspace::new(backend, model.decoder(), layout, plan).unwrap();
+    let params = adapter.map(|adapter| tensor(backend, &adapter.params));
+    let active = adapter.zip(params.as_ref()).map(|(adapter, params)| ActiveAdapter {
+        layout: &adapter.layout,
+        params,
+        dropout: None,
+    });
+    model.forward(backend, &device, active, &mut workspace).unwrap();
+    let mut all = Vec::new();
+    model.target_logits(backend, &device, &mut workspace, |_, rows| all.extend_from_slice(rows)).unwrap();
+    all
+}
+
+pub fn tensor(backend: &CpuBackend, values: &[f32]) -> <CpuBackend as Backend>::Tensor {
+    let mut tensor = backend.zeros(Dtype::F32, 1, values.len()).unwrap();
+    backend.upload(values, &mut tensor).unwrap();
+    tensor
+}
+
+/// Mean loss of a batch, and the gradient of the adapter.
+pub fn loss_and_gradient(
+    backend: &CpuBackend,
+    model: &Model<CpuBackend>,
+    batch: &FlatBatch,
+    layout: &LoraLayout,
+    params: &[f32],
+    retain: Retain,
+) -> (f32, Vec<f32>) {
+    let mut device = DeviceBatch::new(backend, batch.tokens(), batch.sequences()).unwrap();
+    device.load(backend, batch).unwrap();
+    let plan = MemoryPlan {
+        max_tokens: batch.tokens(),
+        max_sequences: batch.sequences(),
+        logit_rows: 4,
+        blocks: vec![retain; model.decoder().blocks()],
+    };
+    let mut workspace = Workspace::new(backend, model.decoder(), Some(layout), plan).unwrap();
+    let params = tensor(backend, params);
+    let mut grads = backend.zeros(Dtype::F32, 1, layout.parameters()).unwrap();
+    let mut loss = backend.zeros(Dtype::F32, 1, 1).unwrap();
+    let adapter = ActiveAdapter { layout, params: &params, dropout: None };
+    let targets = batch.target_tokens() as f32;
+    model.forward(backend, &device, Some(adapter), &mut workspace).unwrap();
+    model.loss(backend, &device, &mut workspace, &mut loss, Some(1.0 / targets)).unwrap();
+    model.backward(backend, &device, adapter, &mut workspace, &mut grads).unwrap();
+    let mut sum = [0.0];
+    backend.download(&loss, &mut sum).unwrap();
+    let mut gradient = vec![0.0; layout.parameters()];
+    backend.download(&grads, &mut gradient).unwrap();
+    (sum[0] / targets, gradient)
+}
+
+/// The norm of the difference over the norm of what was expected. NaN where there is one.
+pub fn relative_error(actual: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(actual.len(), expected.len());
+    let square = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let difference = square(&mut actual.iter().zip(expected).map(|(a, e)| f64::from(*a) - f64::from(*e)));
+    difference / square(&mut expected.iter().map(|e| f64::from(*e)))
+}
+
+#[track_caller]
+pub fn assert_close(what: &str, actual: &[f32], expected: &[f32], tolerance: f64) {
+    let error = relative_error(actual, expected);
+    assert!(error <= tolerance, "{what}: relative error {error:.2e}, at most {tolerance:.0e} allowed");
+}
