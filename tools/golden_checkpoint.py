@@ -6,7 +6,8 @@ Run with torch, numpy, safetensors and gguf installed:
 
 It fills crates/eyas-checkpoint/tests/fixtures. `expected.json` maps each file or folder there to its tensors: shape,
 type, and the values as the bits of f32 (floats, dequantised by the `gguf` package where they are blocks) or as the
-stored bytes (all others).
+stored bytes (all others). A second run gives the same bytes, except in `legacy.bin`, where PyTorch names storages after
+their addresses.
 """
 
 import json
