@@ -1,6 +1,7 @@
 //! Adapters in PEFT's own layout: `adapter_config.json` and `adapter_model.safetensors`.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use eyas_checkpoint::{Checkpoint, TensorDtype, TensorView, write_atomic, write_safetensors};
@@ -62,29 +63,22 @@ impl LoraAdapter {
         let mut params = vec![0.0; layout.parameters()];
         let mut buffer = Vec::new();
         let mut used = 0;
-        for LoraTarget { linear, slot } in layout.targets() {
-            let matrices = [
-                ("lora_A", slot.a, [slot.r, linear.in_features]),
-                ("lora_B", slot.b, [linear.out_features, slot.r]),
-            ];
-            for (matrix, offset, shape) in matrices {
-                let name = format!("{PREFIX}{}.{matrix}.weight", linear.path);
-                let info = checkpoint.info(&name).map_err(|_| {
-                    fail(format!("lacks `{name}`. It was trained for `{base_model}`; is this its base model?"))
-                })?;
-                if info.shape != shape {
-                    return Err(fail(format!(
-                        "`{name}` has the shape {:?}; this model needs {shape:?}. It was trained for `{base_model}`",
-                        info.shape
-                    )));
-                }
-                checkpoint.read_f32(&name, &mut buffer)?;
-                if let Some(position) = buffer.iter().position(|value| !value.is_finite()) {
-                    return Err(fail(format!("`{name}` holds {} at element {position}", buffer[position])));
-                }
-                params[offset..offset + buffer.len()].copy_from_slice(&buffer);
-                used += 1;
+        for (name, range, shape) in matrices(&layout) {
+            let info = checkpoint.info(&name).map_err(|_| {
+                fail(format!("lacks `{name}`. It was trained for `{base_model}`; is this its base model?"))
+            })?;
+            if info.shape != shape {
+                return Err(fail(format!(
+                    "`{name}` has the shape {:?}; this model needs {shape:?}. It was trained for `{base_model}`",
+                    info.shape
+                )));
             }
+            checkpoint.read_f32(&name, &mut buffer)?;
+            if let Some(position) = buffer.iter().position(|value| !value.is_finite()) {
+                return Err(fail(format!("`{name}` holds {} at element {position}", buffer[position])));
+            }
+            params[range].copy_from_slice(&buffer);
+            used += 1;
         }
         if let Some(stray) = checkpoint.tensors().find(|info| !layout.has_tensor(&info.name)) {
             return Err(fail(format!(
@@ -158,37 +152,38 @@ impl LoraLayout {
     }
 }
 
-/// Writes a flat vector (an adapter, or one of its moments) under PEFT's tensor names.
+/// Every matrix of an adapter: PEFT's name, the part of the flat vector that holds it, and its shape.
+pub fn matrices(layout: &LoraLayout) -> impl Iterator<Item = (String, Range<usize>, [usize; 2])> + '_ {
+    layout.targets().iter().flat_map(|LoraTarget { linear, slot }| {
+        let (a, b) = (slot.r * linear.in_features, slot.r * linear.out_features);
+        [
+            (
+                format!("{PREFIX}{}.lora_A.weight", linear.path),
+                slot.a..slot.a + a,
+                [slot.r, linear.in_features],
+            ),
+            (
+                format!("{PREFIX}{}.lora_B.weight", linear.path),
+                slot.b..slot.b + b,
+                [linear.out_features, slot.r],
+            ),
+        ]
+    })
+}
+
+/// Writes a flat vector under PEFT's tensor names.
 ///
 /// # Errors
 /// When the file cannot be written.
 pub fn save_weights(path: &Path, layout: &LoraLayout, params: &[f32]) -> Result<()> {
-    let named: Vec<(String, [usize; 2], &[f32])> = layout
-        .targets()
+    let matrices: Vec<_> = matrices(layout).collect();
+    let views: Vec<TensorView<'_>> = matrices
         .iter()
-        .flat_map(|LoraTarget { linear, slot }| {
-            let (a, b) = (slot.r * linear.in_features, slot.r * linear.out_features);
-            [
-                (
-                    format!("{PREFIX}{}.lora_A.weight", linear.path),
-                    [slot.r, linear.in_features],
-                    &params[slot.a..slot.a + a],
-                ),
-                (
-                    format!("{PREFIX}{}.lora_B.weight", linear.path),
-                    [linear.out_features, slot.r],
-                    &params[slot.b..slot.b + b],
-                ),
-            ]
-        })
-        .collect();
-    let views: Vec<TensorView<'_>> = named
-        .iter()
-        .map(|(name, shape, values)| TensorView {
+        .map(|(name, range, shape)| TensorView {
             name,
             shape,
             dtype: TensorDtype::F32,
-            data: bytemuck::cast_slice(values),
+            data: bytemuck::cast_slice(&params[range.clone()]),
         })
         .collect();
     write_safetensors(path, &views, &BTreeMap::from([("format".into(), "pt".into())]))?;
