@@ -66,7 +66,7 @@ fn midpoints(map: &[f32; 256]) -> [f32; 256] {
 fn nearest(midpoints: &[f32; 256], value: f32) -> u8 {
     let mut code = 0;
     for step in [128, 64, 32, 16, 8, 4, 2, 1] {
-        code += if value > midpoints[code + step - 1] { step } else { 0 };
+        code += usize::from(value > midpoints[(code + step - 1) & 255]) * step;
     }
     code as u8
 }

@@ -3,6 +3,8 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+use crate::kernel::Kernel;
+
 /// The type that a tensor had before quantisation. bitsandbytes reads the tensor back in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dtype {
@@ -88,11 +90,13 @@ impl Element for bf16 {
     const DTYPE: Dtype = Dtype::Bf16;
 
     fn widen(src: &[Self], dst: &mut [f32]) {
-        src.convert_to_f32_slice(dst);
+        assert_eq!(src.len(), dst.len());
+        Kernel::detect().widen_bf16(src, dst);
     }
 
     fn narrow(src: &[f32], dst: &mut [Self]) {
-        dst.convert_from_f32_slice(src);
+        assert_eq!(src.len(), dst.len());
+        Kernel::detect().narrow_bf16(src, dst);
     }
 }
 
@@ -110,5 +114,29 @@ pub fn round_to_dtype(values: &mut [f32], dtype: Dtype) {
         Dtype::F32 => {}
         Dtype::F16 => through::<f16>(values),
         Dtype::Bf16 => through::<bf16>(values),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every bf16, its neighbours in f32 and the ties between two of them.
+    #[test]
+    fn bf16_is_widened_and_rounded_as_half_does() {
+        let all: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).collect();
+        let mut wide = vec![0.0; all.len()];
+        bf16::widen(&all, &mut wide);
+        for (narrow, wide) in all.iter().zip(&wide) {
+            assert!(narrow.to_f32().to_bits() == wide.to_bits() || (narrow.is_nan() && wide.is_nan()));
+        }
+        for low in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+            let values: Vec<f32> = wide.iter().map(|v| f32::from_bits(v.to_bits() | low)).collect();
+            let mut rounded = vec![bf16::ZERO; values.len()];
+            bf16::narrow(&values, &mut rounded);
+            for (value, rounded) in values.iter().zip(rounded) {
+                assert_eq!(rounded.to_bits(), bf16::from_f32(*value).to_bits(), "{value:e}");
+            }
+        }
     }
 }

@@ -4,7 +4,7 @@ mod common;
 
 use std::borrow::Cow;
 
-use common::{cast, sha256, values};
+use common::{cast, values};
 use eyas_quant::state_dict::{StateTensor, TensorDtype, quant_state_keys};
 use eyas_quant::{
     Absmax, BLOCK_SIZES, Dtype, Element, QuantConfig, QuantType, Quantized, dequantize_blockwise_8bit,
@@ -13,6 +13,7 @@ use eyas_quant::{
 use half::{bf16, f16};
 use safetensors::SafeTensors;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
 static QUANT: &[u8] = include_bytes!("fixtures/quant.safetensors");
 static EDGES: &[u8] = include_bytes!("fixtures/edges.safetensors");
@@ -49,6 +50,11 @@ fn floats(file: &SafeTensors<'_>, name: &str) -> Vec<f32> {
 
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
+}
+
+/// SHA-256 of the elements' little-endian bytes.
+fn sha256<T: bytemuck::Pod>(values: &[T]) -> Vec<u8> {
+    Sha256::digest(bytemuck::cast_slice::<T, u8>(values)).to_vec()
 }
 
 impl Case {

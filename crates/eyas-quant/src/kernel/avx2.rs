@@ -2,6 +2,8 @@
 
 use std::arch::x86_64::*;
 
+use half::bf16;
+
 use super::{INFINITE, MIN_ABSMAX, scalar_decode};
 use crate::quant_type::Decision;
 
@@ -149,4 +151,16 @@ pub(super) unsafe fn decode(packed: &[u8], levels: &[f32; 16], out: &mut [f32]) 
     if !rest.is_empty() {
         scalar_decode(&packed[steps * STEP / 2..], levels, rest);
     }
+}
+
+/// The scalar loop, compiled for AVX2.
+#[target_feature(enable = "avx2")]
+pub(super) fn widen_bf16(src: &[bf16], dst: &mut [f32]) {
+    super::widen_bf16(src, dst);
+}
+
+/// The scalar loop, compiled for AVX2.
+#[target_feature(enable = "avx2")]
+pub(super) fn narrow_bf16(src: &[f32], dst: &mut [bf16]) {
+    super::narrow_bf16(src, dst);
 }

@@ -1,7 +1,6 @@
-//! Inputs and digests that `tools/golden_quant.py` makes too.
+//! Inputs that `tools/golden_quant.py` makes too.
 
 use eyas_quant::Element;
-use sha2::{Digest, Sha256};
 
 /// Bell-shaped values from integers alone; `values` in the script says how.
 pub fn values(seed: u64, n: usize) -> Vec<f32> {
@@ -24,9 +23,4 @@ pub fn cast<T: Element>(values: &[f32]) -> Vec<T> {
     let mut out = vec![T::zeroed(); values.len()];
     T::narrow(values, &mut out);
     out
-}
-
-/// SHA-256 of the elements' little-endian bytes.
-pub fn sha256<T: bytemuck::Pod>(values: &[T]) -> Vec<u8> {
-    Sha256::digest(bytemuck::cast_slice::<T, u8>(values)).to_vec()
 }
