@@ -6,7 +6,8 @@
 //!
 //! Nothing is read before it is asked for. Files are mapped, values are decoded straight from the map, and the pages
 //! behind them are dropped afterwards, so that resident memory stays at the caller's buffer however large the shard
-//! is. Nothing is cached either: a caller that ties two names should ask for one of them only.
+//! is. Nothing is cached either, but for the [`Checkpoint`]'s one `.bin` tensor that is being read by rows: a caller
+//! that ties two names should ask for one of them only.
 //!
 //! No input makes the crate panic, run code, or allocate more than a small multiple of the file's own length.
 //!
