@@ -53,7 +53,17 @@ fn read<T: Element>(bencher: Bencher, quant_type: QuantType) {
         .bench_local(|| quantized.dequantize_into(divan::black_box(&mut out)).unwrap());
 }
 
-/// One 64-column tile of rows at a time, as a matrix kernel reads it: single-threaded, in the cache.
+/// Eight rows at a time, single-threaded and in the cache: the speed of the inner loop.
+#[divan::bench(types = [f32, bf16])]
+fn write_rows<T: Element>(bencher: Bencher) {
+    let input = &matrix::<T>()[..8 * COLS];
+    let config = QuantConfig { double_quant: false, ..config(QuantType::Nf4) };
+    bencher
+        .counter(BytesCount::of_slice(input))
+        .bench_local(|| quantize(divan::black_box(input), 8, COLS, &config).unwrap());
+}
+
+/// As [`write_rows`].
 #[divan::bench]
 fn read_rows(bencher: Bencher) {
     let quantized = quantize(&matrix::<f32>(), ROWS, COLS, &config(QuantType::Nf4)).unwrap();
