@@ -2,13 +2,13 @@
 
 use rayon::prelude::*;
 
-use super::simd::vectorised;
-use super::vexp::{normal, sigmoid};
 use super::CpuTensor;
+use super::simd::vectorised;
 use super::tasks::TASK;
+use super::vexp::{normal, sigmoid};
+use crate::Result;
 use crate::backend::DeviceTensor;
 use crate::spec::{Activation, check_shape};
-use crate::Result;
 
 /// `sqrt(2 / pi)` and the cubic's factor of GELU's tanh approximation.
 const GELU_TANH: (f32, f32) = (0.797_884_6, 0.044_715);

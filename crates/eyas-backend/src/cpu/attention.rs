@@ -24,8 +24,8 @@ use super::layout::{check_layout, split_columns};
 use super::scratch::Scratch;
 use super::{CpuBackend, CpuBatch, CpuTensor};
 use crate::backend::DeviceTensor;
-use crate::{Error, Result};
 use crate::spec::{AttentionSpec, QkvLayout, check_shape};
+use crate::{Error, Result};
 
 pub(super) fn attention(
     scratch: &Scratch,

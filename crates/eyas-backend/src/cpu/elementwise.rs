@@ -93,7 +93,11 @@ pub(super) fn scatter_targets(
 }
 
 /// The rows of the batch that hold these of its targets.
-pub(super) fn target_rows<'a>(op: &'static str, batch: &'a CpuBatch, targets: Range<usize>) -> Result<&'a [u32]> {
+pub(super) fn target_rows<'a>(
+    op: &'static str,
+    batch: &'a CpuBatch,
+    targets: Range<usize>,
+) -> Result<&'a [u32]> {
     batch.target_rows.get(targets.clone()).ok_or_else(|| Error::Shape {
         op,
         reason: format!(

@@ -24,7 +24,9 @@ pub(super) fn cross_entropy(
     check_shape("cross_entropy", "logits", logits, rows.len(), vocab)?;
     check_shape("cross_entropy", "loss", loss, 1, 1)?;
     let ids = batch.batch.targets();
-    if let Some(&row) = rows.iter().find(|&&row| !usize::try_from(ids[row as usize]).is_ok_and(|id| id < vocab)) {
+    if let Some(&row) =
+        rows.iter().find(|&&row| !usize::try_from(ids[row as usize]).is_ok_and(|id| id < vocab))
+    {
         let id = ids[row as usize];
         return Err(Error::Batch(format!("token {row} has the target {id}; there are {vocab} logits")));
     }

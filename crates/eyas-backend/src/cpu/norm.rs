@@ -2,9 +2,9 @@
 
 use rayon::prelude::*;
 
+use super::CpuTensor;
 use super::layout::check_layout;
 use super::simd::{sum, vectorised};
-use super::CpuTensor;
 use super::tasks::rows_a_task;
 use crate::Result;
 use crate::backend::DeviceTensor;

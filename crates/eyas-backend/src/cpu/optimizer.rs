@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::simd::vectorised;
 use super::CpuTensor;
+use super::simd::vectorised;
 use super::tasks::TASK;
 use crate::backend::DeviceTensor;
 use crate::spec::{AdamW, check_shape};
@@ -46,7 +46,10 @@ pub(super) fn adamw(
     check_shape("adamw", "first_moment", first_moment, rows, cols)?;
     check_shape("adamw", "second_moment", second_moment, rows, cols)?;
     if spec.step == 0 {
-        return Err(Error::Shape { op: "adamw", reason: "steps are counted from 1, and this one is 0".into() });
+        return Err(Error::Shape {
+            op: "adamw",
+            reason: "steps are counted from 1, and this one is 0".into(),
+        });
     }
     let factors = AdamWFactors::new(&spec);
     let clip = clip_coefficient(spec.max_grad_norm, norm.data()[0]);

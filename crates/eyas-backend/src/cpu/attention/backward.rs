@@ -63,7 +63,9 @@ pub(in crate::cpu) fn attention_backward(
         let mut columns: Vec<_> =
             pieces.iter().map(|p| layout.query(p.heads.start)..layout.query(p.heads.end - 1) + dim).collect();
         columns.extend(
-            (0..layout.kv_heads).flat_map(|h| [layout.key(h), layout.value(h)]).map(|start| start..start + dim),
+            (0..layout.kv_heads)
+                .flat_map(|h| [layout.key(h), layout.value(h)])
+                .map(|start| start..start + dim),
         );
         let mut parts = Vec::new();
         parts.resize_with(columns.len(), || Vec::with_capacity(range.len()));

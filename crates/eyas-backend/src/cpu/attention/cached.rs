@@ -26,7 +26,8 @@ pub(in crate::cpu) fn cache_write(
         for token in tokens {
             let row = slot as usize * positions + batch.batch.positions()[token] as usize;
             let qkv = &qkv.data()[token * width..][..width];
-            let (keys, values) = (&mut keys.data[row * cached..][..cached], &mut values.data[row * cached..][..cached]);
+            let (keys, values) =
+                (&mut keys.data[row * cached..][..cached], &mut values.data[row * cached..][..cached]);
             for head in 0..layout.kv_heads {
                 keys[head * dim..][..dim].copy_from_slice(&qkv[layout.key(head)..][..dim]);
                 values[head * dim..][..dim].copy_from_slice(&qkv[layout.value(head)..][..dim]);
@@ -60,7 +61,15 @@ pub(in crate::cpu) fn attention_cached(
         let slot = batch.batch.slots()[piece.number] as usize;
         let head = slot * positions * stride + piece.kv_head * layout.head_dim;
         let source = Source { keys: &keys.data()[head..], values: &values.data()[head..], stride };
-        attend(scratch, spec, piece, batch.batch.positions()[piece.queries.start] as usize, qkv, source, output);
+        attend(
+            scratch,
+            spec,
+            piece,
+            batch.batch.positions()[piece.queries.start] as usize,
+            qkv,
+            source,
+            output,
+        );
     });
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! One piece of attention, forward: softmax along tiles of keys (Milakov and Gimelshein 2018, as FlashAttention).
 
-use super::{Piece, end_of_sight, first_key};
 use super::product::{COLS, Left, ROWS, Right, product};
 use super::tile::{Running, add_to, pack_rows, pack_scaled, pack_transposed, padded, scaled, softmax_row};
+use super::{Piece, end_of_sight, first_key};
+use crate::backend::DeviceTensor;
 use crate::cpu::scratch::Scratch;
 use crate::cpu::simd::Level;
 use crate::cpu::{CpuBackend, CpuTensor};
-use crate::backend::DeviceTensor;
 use crate::spec::AttentionSpec;
 
 /// Keys in a tile: its transposed keys and its values stay in the first-level cache at heads of 64.

@@ -152,7 +152,10 @@ impl Tile {
                 let c = self.c.add(panel * COLS);
                 if self.accumulate {
                     for i in 0..R {
-                        sums[i] = [_mm256_loadu_ps(c.add(i * self.c_row)), _mm256_loadu_ps(c.add(i * self.c_row + 8))];
+                        sums[i] = [
+                            _mm256_loadu_ps(c.add(i * self.c_row)),
+                            _mm256_loadu_ps(c.add(i * self.c_row + 8)),
+                        ];
                     }
                 }
                 let (mut a, mut b) = (self.a, self.b.add(panel * self.b_panel));
@@ -256,7 +259,9 @@ mod tests {
             Level::Avx512,
         ];
         for level in levels.into_iter().filter(|&level| level <= Level::detect()) {
-            for (rows, k, panels) in [(1, 3, 1), (2, 16, 3), (3, 7, 2), (4, 1, 5), (5, 33, 4), (6, 64, 4), (6, 0, 1)] {
+            for (rows, k, panels) in
+                [(1, 3, 1), (2, 16, 3), (3, 7, 2), (4, 1, 5), (5, 33, 4), (6, 64, 4), (6, 0, 1)]
+            {
                 for (a_row, a_col) in [(k.max(1), 1), (1, 6)] {
                     for (b_row, b_panel) in [(16, 16 * k), (16 * panels, 16)] {
                         for accumulate in [false, true] {

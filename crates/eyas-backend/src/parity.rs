@@ -1,1 +1,0 @@
-//! Parity of a backend's operations with a plain `f64` reference.

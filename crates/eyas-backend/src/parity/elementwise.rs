@@ -1,0 +1,67 @@
+//! Sums, copies, gathers and the embedding.
+
+use super::Checker;
+use crate::spec::{HostMatrix, QuantConfig, Storage};
+use crate::{Backend, Dtype, Result};
+
+/// Rows `rows` of `x`, one after the other.
+fn gather(x: &[f64], n: usize, rows: impl IntoIterator<Item = usize>) -> Vec<f64> {
+    rows.into_iter().flat_map(|row| x[row * n..(row + 1) * n].to_vec()).collect()
+}
+
+pub(super) fn check<B: Backend>(checker: &mut Checker<'_, B>) -> Result<()> {
+    let backend = checker.backend;
+    for (tokens, n) in [(1, 1), (7, 4544), (129, 33)] {
+        let case = format!("{tokens} x {n}");
+        let x = checker.activation(tokens, n)?;
+        let mut y = checker.activation(tokens + 1, n)?;
+        let sum: Vec<f64> = x.values.iter().zip(&y.values).map(|(x, y)| x + y).collect();
+        backend.add(tokens, &x.tensor, &mut y.tensor)?;
+        checker.compare("add", &case, &y.tensor, &sum, &y.values)?;
+
+        let mut y = checker.activation(tokens + 1, n)?;
+        backend.copy(tokens, &x.tensor, &mut y.tensor)?;
+        checker.compare("copy", &case, &y.tensor, &x.values, &y.values)?;
+
+        backend.clear(&mut y.tensor)?;
+        checker.compare("clear", &case, &y.tensor, &vec![0.0; (tokens + 1) * n], &y.values)?;
+    }
+
+    let (batch, host) = checker.batch(&[5, 1, 40, 3], 97)?;
+    let (tokens, n) = (host.tokens(), 72);
+    let rows: Vec<usize> = (0..tokens).filter(|&row| host.targets()[row] >= 0).collect();
+    let x = checker.activation(tokens, n)?;
+    for range in [0..rows.len(), 3..11, 2..2] {
+        let case = format!("targets {range:?} of {}", rows.len());
+        let mut y = checker.activation(range.len() + 1, n)?;
+        backend.gather_targets(&batch, range.clone(), &x.tensor, &mut y.tensor)?;
+        let want = gather(&x.values, n, rows[range.clone()].iter().copied());
+        checker.compare("gather_targets", &case, &y.tensor, &want, &y.values)?;
+
+        let part = checker.activation(range.len().max(1), n)?;
+        let mut y = checker.activation(tokens + 1, n)?;
+        backend.scatter_targets(&batch, range.clone(), &part.tensor, &mut y.tensor)?;
+        let mut want = y.values.clone();
+        for (&row, part) in rows[range].iter().zip(part.values.chunks(n)) {
+            want[row * n..(row + 1) * n].copy_from_slice(part);
+        }
+        checker.compare("scatter_targets", &case, &y.tensor, &want, &y.values)?;
+    }
+    let mut y = checker.activation(host.sequences() + 1, n)?;
+    backend.gather_last(&batch, &x.tensor, &mut y.tensor)?;
+    let want = gather(&x.values, n, host.ranges().map(|range| range.end - 1));
+    checker.compare("gather_last", "4 sequences", &y.tensor, &want, &y.values)?;
+
+    for storage in [Storage::Dense(Dtype::Bf16), Storage::Quantised(QuantConfig::default())] {
+        let values = checker.normal(97 * n);
+        let table = backend.load_weight(HostMatrix::from_f32(97, n, &values)?, storage)?;
+        let mut rows = Vec::new();
+        backend.download_weight(&table, 0..97, &mut rows)?;
+        let rows: Vec<f64> = rows.into_iter().map(f64::from).collect();
+        let mut x = checker.activation(tokens + 1, n)?;
+        backend.embed(&batch, &table, &mut x.tensor)?;
+        let want = gather(&rows, n, host.input_ids().iter().map(|&id| id as usize));
+        checker.compare("embed", format!("{storage:?}"), &x.tensor, &want, &x.values)?;
+    }
+    Ok(())
+}

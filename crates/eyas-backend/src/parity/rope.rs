@@ -1,0 +1,54 @@
+//! Rotary positions.
+
+use super::Checker;
+use crate::spec::{QkvLayout, Rope};
+use crate::{Backend, Dtype, Result};
+
+/// Turns each pair `(i, i + dim / 2)` of a head's first `dim` elements by its angle.
+fn rotate(head: &mut [f64], cos: &[f64], sin: &[f64]) {
+    let half = cos.len();
+    for i in 0..half {
+        let (x, y) = (head[i], head[i + half]);
+        head[i] = x * cos[i] - y * sin[i];
+        head[i + half] = x * sin[i] + y * cos[i];
+    }
+}
+
+pub(super) fn check<B: Backend>(checker: &mut Checker<'_, B>) -> Result<()> {
+    let backend = checker.backend;
+    for (layout, dim) in [
+        (QkvLayout::contiguous(71, 1, 64), 64),
+        (QkvLayout::contiguous(9, 3, 64), 64),
+        (QkvLayout::grouped(4, 2, 80), 32),
+        (QkvLayout::grouped(3, 3, 96), 96),
+        (QkvLayout::contiguous(2, 1, 16), 6),
+    ] {
+        let (batch, host) = checker.batch(&[1, 33, 8], 10)?;
+        let (tokens, width, half) = (host.tokens(), layout.width(), dim / 2);
+        let angles: Vec<f64> = (0..40 * half)
+            .map(|i| (i / half) as f64 * 10_000f64.powf(-((i % half) as f64) / half as f64))
+            .collect();
+        let table = |f: fn(f64) -> f64| -> Vec<f32> { angles.iter().map(|&angle| f(angle) as f32).collect() };
+        let cos = checker.operand(Dtype::F32, half, &table(f64::cos))?;
+        let sin = checker.operand(Dtype::F32, half, &table(f64::sin))?;
+        let rope = Rope { dim, cos: cos.tensor, sin: sin.tensor };
+        for inverse in [false, true] {
+            let mut qkv = checker.activation(tokens + 1, width)?;
+            let mut want = qkv.values[..tokens * width].to_vec();
+            for (row, &position) in want.chunks_mut(width).zip(host.positions()) {
+                let angle = position as usize * half..(position as usize + 1) * half;
+                let sign = if inverse { -1.0 } else { 1.0 };
+                let sin: Vec<f64> = sin.values[angle.clone()].iter().map(|sin| sign * sin).collect();
+                let queries = (0..layout.heads).map(|head| layout.query(head));
+                for column in queries.chain((0..layout.kv_heads).map(|head| layout.key(head))) {
+                    rotate(&mut row[column..column + dim], &cos.values[angle.clone()], &sin);
+                }
+            }
+            backend.rope(&batch, &layout, &rope, &mut qkv.tensor, inverse)?;
+            let op = if inverse { "rope (inverse)" } else { "rope" };
+            let case = format!("{dim} of {} elements, {} heads", layout.head_dim, layout.heads);
+            checker.compare(op, case, &qkv.tensor, &want, &qkv.values)?;
+        }
+    }
+    Ok(())
+}
