@@ -1,1 +1,28 @@
-//! The fine-tuning run: recipe, planner, loop, optimiser, schedule, checkpoints, metrics.
+//! The fine-tuning run: recipe, memory plan, loop, optimiser, schedule, checkpoints, metrics.
+//!
+//! A [`Recipe`] says what is to be done; [`Rows`] are what it is done with; a [`TrainingPlan`] says how memory is
+//! laid out; [`Trainer`] does it and tells an [`Observer`]. All of it is generic over the device.
+
+pub mod checkpoint;
+pub mod engine;
+mod error;
+mod events;
+pub mod optimizer;
+pub mod plan;
+pub mod recipe;
+mod resume;
+mod rows;
+mod schedule;
+mod state;
+mod trainer;
+
+pub use checkpoint::ExtraFile;
+pub use engine::Engine;
+pub use error::{Error, Result};
+pub use events::{Ending, Evaluation, Event, Observer, Outcome, StepReport, Summary};
+pub use plan::TrainingPlan;
+pub use recipe::Recipe;
+pub use rows::{BUILTIN, Rows};
+pub use schedule::{LrSchedulerType, Schedule};
+pub use state::{LogEntry, TrainerState};
+pub use trainer::{Job, Trainer};

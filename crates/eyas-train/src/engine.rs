@@ -1,0 +1,144 @@
+//! One optimiser step and one evaluation: the program that the loop repeats.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use eyas_backend::{Backend, Dropout, Dtype, FlatBatch};
+use eyas_model::{ActiveAdapter, DeviceBatch, LoraLayout, MemoryPlan, Model, Workspace};
+
+use crate::Result;
+use crate::optimizer::Optimizer;
+use crate::recipe::Training;
+
+/// The memory of a run on its device, and the steps over it.
+#[derive(Debug)]
+pub struct Engine<'a, B: Backend> {
+    backend: &'a B,
+    model: &'a Model<B>,
+    layout: LoraLayout,
+    /// The adapter and its optimiser.
+    pub optimizer: Optimizer<B>,
+    workspace: Workspace<B>,
+    batch: DeviceBatch<B>,
+    loss: B::Tensor,
+}
+
+/// What a step measured, before its update.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Measured {
+    /// Cross-entropy summed over the targets of all micro-batches, over their number.
+    pub loss: f32,
+    /// Norm of its gradient, before clipping.
+    pub grad_norm: f32,
+}
+
+impl<'a, B: Backend> Engine<'a, B> {
+    /// Allocates all that steps of this plan need.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn new(
+        backend: &'a B,
+        model: &'a Model<B>,
+        layout: LoraLayout,
+        params: &[f32],
+        plan: MemoryPlan,
+    ) -> Result<Self> {
+        let batch = DeviceBatch::new(backend, plan.max_tokens, plan.max_sequences)?;
+        Ok(Self {
+            backend,
+            model,
+            optimizer: Optimizer::new(backend, params)?,
+            workspace: Workspace::new(backend, model.decoder(), Some(&layout), plan)?,
+            layout,
+            batch,
+            loss: backend.zeros(Dtype::F32, 1, 1)?,
+        })
+    }
+
+    /// The adapter's layout.
+    pub fn layout(&self) -> &LoraLayout {
+        &self.layout
+    }
+
+    /// Sums the gradient over the micro-batches and measures it. `first` numbers the first micro-batch in the run,
+    /// which decides its dropout; `done` is told after each. `None` when `stop` was set on the way: nothing has
+    /// changed then.
+    ///
+    /// The loss is the mean over all targets of the accumulated batch, not the mean of the micro-batches' means,
+    /// which would give a target in a short micro-batch more weight than one in a long.
+    ///
+    /// # Errors
+    /// When the device fails, or a micro-batch is larger than planned.
+    pub fn accumulate(
+        &mut self,
+        micro_batches: &[FlatBatch],
+        first: u32,
+        training: &Training,
+        stop: &AtomicBool,
+        mut done: impl FnMut(usize),
+    ) -> Result<Option<Measured>> {
+        let targets: usize = micro_batches.iter().map(FlatBatch::target_tokens).sum();
+        let scale = 1.0 / targets.max(1) as f32;
+        let dropout = self.layout.config.lora_dropout as f32;
+        self.backend.clear(&mut self.loss)?;
+        self.backend.clear(&mut self.optimizer.grads)?;
+        for (index, micro_batch) in micro_batches.iter().enumerate() {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(None);
+            }
+            let mask =
+                Dropout { p: dropout, seed: training.seed, micro_batch: first.wrapping_add(index as u32) };
+            let Self { backend, model, layout, optimizer, workspace, batch, loss } = self;
+            let adapter =
+                ActiveAdapter { layout, params: &optimizer.params, dropout: (dropout > 0.0).then_some(mask) };
+            batch.load(backend, micro_batch)?;
+            model.forward(backend, batch, Some(adapter), workspace)?;
+            model.loss(backend, batch, workspace, loss, Some(scale))?;
+            model.backward(backend, batch, adapter, workspace, &mut optimizer.grads)?;
+            done(index + 1);
+        }
+        let grad_norm = self.optimizer.grad_norm(self.backend)?;
+        Ok(Some(Measured { loss: self.read_loss()? * scale, grad_norm }))
+    }
+
+    /// Takes the step that [`Engine::accumulate`] measured.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn update(&mut self, training: &Training, learning_rate: f64) -> Result<()> {
+        self.optimizer.step(self.backend, training, learning_rate)
+    }
+
+    /// Cross-entropy summed over the targets of the batches, without dropout. `None` when `stop` was set on the way.
+    ///
+    /// # Errors
+    /// When the device fails, or a batch is larger than planned.
+    pub fn evaluate(
+        &mut self,
+        batches: &[FlatBatch],
+        stop: &AtomicBool,
+        mut done: impl FnMut(usize),
+    ) -> Result<Option<f64>> {
+        let mut sum = 0.0;
+        for (index, flat) in batches.iter().enumerate() {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(None);
+            }
+            let Self { backend, model, layout, optimizer, workspace, batch, loss } = self;
+            let adapter = ActiveAdapter { layout, params: &optimizer.params, dropout: None };
+            backend.clear(loss)?;
+            batch.load(backend, flat)?;
+            model.forward(backend, batch, Some(adapter), workspace)?;
+            model.loss(backend, batch, workspace, loss, None)?;
+            sum += f64::from(self.read_loss()?);
+            done(index + 1);
+        }
+        Ok(Some(sum))
+    }
+
+    fn read_loss(&self) -> Result<f32> {
+        let mut loss = [0.0];
+        self.backend.download(&self.loss, &mut loss)?;
+        Ok(loss[0])
+    }
+}
