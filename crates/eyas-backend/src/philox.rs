@@ -3,8 +3,8 @@
 //! A mask is a pure function of (seed, micro-batch, projection, token, column): recomputation, backward and a
 //! resumed run need no stored state, and every device draws the same mask.
 
-const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
-const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+pub(crate) const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+pub(crate) const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 
 /// Four random words for a counter and a key.
 #[inline]

@@ -137,7 +137,8 @@ mod tests {
                     for j in 0..n {
                         let at = |s: Strides, r: usize, c: usize| r * s.0 + c * s.1;
                         let sum: f32 =
-                            (0..k).map(|l| a[at(a_strides, i, l)] * b[at(b_strides, l, j)]).sum::<f32>() * alpha;
+                            (0..k).map(|l| a[at(a_strides, i, l)] * b[at(b_strides, l, j)]).sum::<f32>()
+                                * alpha;
                         let kept = if beta == 0.0 { 0.0 } else { beta * before[at(c_strides, i, j)] };
                         assert!((c[at(c_strides, i, j)] - sum - kept).abs() < 1e-5);
                     }

@@ -3,13 +3,24 @@
 
 mod activation;
 mod attention;
+mod decode;
+mod dropout;
 mod elementwise;
 mod gemm;
+mod layout;
 mod loss;
+mod matvec;
+mod microkernel;
 mod norm;
 mod optimizer;
+mod panel;
+mod product;
 mod project;
 mod rope;
+mod scratch;
+mod simd;
+mod tasks;
+mod vexp;
 mod weight;
 
 use std::ops::Range;
@@ -25,6 +36,7 @@ use crate::spec::{
 };
 use crate::{Error, Result};
 pub use gemm::MatmulKernel;
+use scratch::Scratch;
 pub use weight::CpuWeight;
 
 /// How the CPU backend is set up.
@@ -38,6 +50,7 @@ pub struct CpuOptions {
 #[derive(Debug)]
 pub struct CpuBackend {
     matmul: MatmulKernel,
+    scratch: Scratch,
 }
 
 /// A dense `f32` matrix in host memory.
@@ -97,7 +110,7 @@ impl CpuBackend {
                 reason: format!("this processor lacks the instructions of the {matmul:?} kernel; use F32"),
             });
         }
-        Ok(Self { matmul })
+        Ok(Self { matmul, scratch: Scratch::default() })
     }
 
     /// The kernel of the large matrix products.
@@ -310,7 +323,7 @@ impl Backend for CpuBackend {
         out: &mut CpuTensor,
         lse: &mut CpuTensor,
     ) -> Result<()> {
-        attention::attention(batch, spec, qkv, out, lse)
+        attention::attention(&self.scratch, batch, spec, qkv, out, lse)
     }
 
     fn attention_backward(
@@ -323,7 +336,7 @@ impl Backend for CpuBackend {
         dout: &CpuTensor,
         dqkv: &mut CpuTensor,
     ) -> Result<()> {
-        attention::attention_backward(batch, spec, qkv, out, lse, dout, dqkv)
+        attention::attention_backward(&self.scratch, batch, spec, qkv, out, lse, dout, dqkv)
     }
 
     fn cache_write(
@@ -348,7 +361,7 @@ impl Backend for CpuBackend {
         values: &CpuTensor,
         out: &mut CpuTensor,
     ) -> Result<()> {
-        attention::attention_cached(batch, spec, positions, qkv, keys, values, out)
+        attention::attention_cached(&self.scratch, batch, spec, positions, qkv, keys, values, out)
     }
 
     fn activation(&self, tokens: usize, kind: Activation, x: &CpuTensor, y: &mut CpuTensor) -> Result<()> {

@@ -1,0 +1,139 @@
+//! 4-bit codes and 16-bit floats to `f32`.
+
+use half::bf16;
+
+/// Codes that the vector forms take at a time: 16 bytes of them.
+pub(super) const STEP: usize = 32;
+
+/// The 16 values of a 4-bit type, also cut into bytes: `planes[p][code]` is byte `p` of `levels[code]`, least
+/// significant first, so that one byte shuffle looks up a plane of many codes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Codebook {
+    pub levels: [f32; 16],
+    pub planes: [[u8; 16]; 4],
+}
+
+impl Codebook {
+    pub fn new(levels: &[f32; 16]) -> Self {
+        let planes = std::array::from_fn(|plane| levels.map(|level| level.to_le_bytes()[plane]));
+        Self { levels: *levels, planes }
+    }
+
+    /// Decodes the `out.len()` codes from number `first` on of `packed`, whose first code is in the high nibble of
+    /// its first byte: `level * scale`, rounded once.
+    ///
+    /// `scales[i]` belongs to the codes of block `first / block_size + i`. `block_size` is a multiple of 32.
+    pub fn decode(&self, packed: &[u8], first: usize, block_size: usize, scales: &[f32], out: &mut [f32]) {
+        let block = first / block_size;
+        let mut index = first;
+        let mut done = 0;
+        while done < out.len() {
+            let scale = scales[index / block_size - block];
+            let len = (block_size - index % block_size).min(out.len() - done);
+            self.decode_run(packed, index, scale, &mut out[done..done + len]);
+            index += len;
+            done += len;
+        }
+    }
+
+    /// Decodes codes of one block.
+    fn decode_run(&self, packed: &[u8], first: usize, scale: f32, out: &mut [f32]) {
+        assert!(first + out.len() <= packed.len() * 2);
+        let mut done = 0;
+        #[cfg(target_arch = "x86_64")]
+        if first.is_multiple_of(2) && out.len() >= STEP && is_x86_feature_detected!("avx2") {
+            done = out.len() / STEP * STEP;
+            // SAFETY: the processor has AVX2, and `packed` holds the codes, as checked above.
+            unsafe { avx2::decode_run(self, &packed[first / 2..], scale, &mut out[..done]) };
+        }
+        for (i, out) in out.iter_mut().enumerate().skip(done) {
+            let byte = packed[(first + i) / 2];
+            let code = if (first + i).is_multiple_of(2) { byte >> 4 } else { byte & 15 };
+            *out = self.levels[usize::from(code)] * scale;
+        }
+    }
+}
+
+/// Widens `bf16` to `f32`.
+pub(super) fn widen_bf16(source: &[bf16], out: &mut [f32]) {
+    for (out, source) in out.iter_mut().zip(source) {
+        *out = f32::from_bits(u32::from(source.to_bits()) << 16);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::*;
+
+    use super::{Codebook, STEP};
+
+    /// # Safety
+    /// The processor has AVX2; `out` is a whole number of steps and `packed` holds as many codes.
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn decode_run(book: &Codebook, packed: &[u8], scale: f32, out: &mut [f32]) {
+        // SAFETY: each plane holds 16 bytes.
+        let planes = book
+            .planes
+            .map(|plane| unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(plane.as_ptr().cast())) });
+        let scale = _mm256_set1_ps(scale);
+        // Each byte twice, those of codes 0..4, 8..12, 16..20, 24..28 in the low lane and the others in the high
+        // one: the widening unpacks below then yield eight codes in order.
+        let twice = _mm256_setr_epi8(
+            0, 0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13, 2, 2, 3, 3, 6, 6, 7, 7, 10, 10, 11, 11, 14,
+            14, 15, 15,
+        );
+        for (out, packed) in out.chunks_exact_mut(STEP).zip(packed.chunks_exact(STEP / 2)) {
+            // SAFETY: the chunk holds 16 bytes.
+            let bytes = unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(packed.as_ptr().cast())) };
+            let bytes = _mm256_shuffle_epi8(bytes, twice);
+            let codes = _mm256_or_si256(
+                _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), _mm256_set1_epi16(0x000F)),
+                _mm256_and_si256(bytes, _mm256_set1_epi16(0x0F00)),
+            );
+            let [p0, p1, p2, p3] = planes.map(|plane| _mm256_shuffle_epi8(plane, codes));
+            let low = [_mm256_unpacklo_epi8(p0, p1), _mm256_unpacklo_epi8(p2, p3)];
+            let high = [_mm256_unpackhi_epi8(p0, p1), _mm256_unpackhi_epi8(p2, p3)];
+            let values = [
+                _mm256_unpacklo_epi16(low[0], low[1]),
+                _mm256_unpackhi_epi16(low[0], low[1]),
+                _mm256_unpacklo_epi16(high[0], high[1]),
+                _mm256_unpackhi_epi16(high[0], high[1]),
+            ];
+            for (i, value) in values.into_iter().enumerate() {
+                // SAFETY: the chunk holds 32 values.
+                unsafe {
+                    _mm256_storeu_ps(
+                        out.as_mut_ptr().add(8 * i),
+                        _mm256_mul_ps(_mm256_castsi256_ps(value), scale),
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_range_decodes_to_level_times_scale() {
+        let levels: [f32; 16] = std::array::from_fn(|i| (i as f32 * 1.7).sin());
+        let book = Codebook::new(&levels);
+        let packed: Vec<u8> = (0..512u32).map(|i| (i * 167 + 13) as u8).collect();
+        let scales: Vec<f32> = (0..32).map(|i| 0.1 + i as f32).collect();
+        let code = |i: usize| if i % 2 == 0 { packed[i / 2] >> 4 } else { packed[i / 2] & 15 };
+        for block_size in [32, 64, 256] {
+            for first in [0, 1, 2, 31, 32, 62, 64, 65, 300] {
+                for len in [0, 1, 5, 32, 63, 64, 96, 97, 500] {
+                    let mut out = vec![0.0; len];
+                    book.decode(&packed, first, block_size, &scales[first / block_size..], &mut out);
+                    for (i, out) in out.into_iter().enumerate() {
+                        let scale = scales[(first + i) / block_size];
+                        assert_eq!(out.to_bits(), (levels[usize::from(code(first + i))] * scale).to_bits());
+                    }
+                }
+            }
+        }
+    }
+}
