@@ -6,8 +6,8 @@
 Needs transformers, tokenizers, sentencepiece, gguf, pyarrow, trl and jinja2. The tokenizers are tiny and trained here on
 sentences written here; nothing is downloaded. Everything is seeded, so a second run writes the same bytes.
 
-With `--smollm2 FILE.gguf --out FILE.json` it writes instead what the library makes of a real GGUF file's own vocabulary; that file
-is not kept with the project (see tests/real_tokenizers.rs).
+Two more files are for tests/real.rs and are not kept with the project: `--smollm2 FILE.gguf --out FILE.json` writes what the
+library makes of a real GGUF file's own vocabulary, `--templates FILE.json` what transformers renders with published templates.
 """
 
 import argparse
@@ -90,6 +90,26 @@ TEMPLATES = {
         "{% for m in messages %}{% if m.role == 'assistant' %}A: {% generation %}{{ m.content }}{{ eos_token }}"
         "{% endgeneration %}\n{% else %}Q: {{ m.content }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}A: {% endif %}"
     ),
+    "generation_scopes": """
+{%- set last = namespace(role='') %}
+{%- set word = 'outer' %}
+{% for message in messages %}
+  {% if message.role == 'assistant' %}
+    {%+ generation +%}
+    {%- set last.role = message.role %}
+    {%- set word = 'inner' %}
+ {{ word }} {{ message.content }}
+    {% endgeneration %}
+after {{ word }}
+    {% generation -%}
+
+   second
+    {%+ endgeneration %}
+  {% else %}
+{{ last.role }}: {{ message.content }}
+  {% endif %}
+{% endfor %}
+""",
     "whitespace": """
 {% for message in messages %}
     {% if loop.index0 % 2 == 0 %}
@@ -122,6 +142,7 @@ end
   {{- ['<a & b>', "é'"] | tojson(indent=2) }}
   {{- message.content.replace('o', '0').rstrip('.') ~ eos_token }}
   {%- if 'tools' in message %}never{% endif %}
+  {%- if tools is iterable and tools | length > 0 %}never{% endif %}
   {%- if message.content is string and tools is none and documents is not defined or tools is none %} ok{% endif %}
 {%- endfor -%}
 {%- macro close(word) -%}<{{ word }}>{%- endmacro -%}
@@ -483,11 +504,50 @@ def smollm2(path, out):
     write(Path(out), encodings(tokenizer, False))
 
 
+def published_templates(out):
+    """What transformers renders with the chat templates that the trl package carries, several model families' own."""
+    import trl
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=byte_level(**pre_tokenizer_kinds()["smollm"]), bos_token="<|im_start|>", eos_token="<|im_end|>"
+    )
+    cases, sources = [], {}
+    for path in sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja")):
+        sources[path.stem] = path.read_text()
+        for chat in ("one", "system", "question"):
+            for add_generation_prompt in (False, True):
+                case = {"template": path.stem, "chat": chat, "add_generation_prompt": add_generation_prompt}
+                try:
+                    case["rendered"] = tokenizer.apply_chat_template(
+                        CHATS[chat],
+                        chat_template=sources[path.stem],
+                        tokenize=False,
+                        add_generation_prompt=add_generation_prompt,
+                    )
+                    if "endgeneration" in sources[path.stem] and not add_generation_prompt:
+                        (text,), (spans,) = render_jinja_template(
+                            conversations=[CHATS[chat]],
+                            chat_template=sources[path.stem],
+                            return_assistant_tokens_mask=True,
+                            **tokenizer.special_tokens_map,
+                        )
+                        case["assistant"] = [text[a:b] for a, b in spans if a < b]
+                except Exception as error:
+                    case["error"] = str(error)
+                cases.append(case)
+    write(Path(out), {"templates": sources, "chats": CHATS, "cases": cases})
+
+
 def main():
     parser = argparse.ArgumentParser()
+    parser.add_argument("--templates")
     parser.add_argument("--smollm2")
     parser.add_argument("--out")
     options = parser.parse_args()
+    if options.templates:
+        published_templates(options.templates)
+        return
     if options.smollm2:
         smollm2(options.smollm2, options.out)
         return

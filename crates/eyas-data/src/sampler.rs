@@ -3,9 +3,8 @@
 //! An order depends on the seed and the epoch alone. A place (epoch, index) is therefore all that a run needs
 //! to go on from, and nothing has to be replayed.
 
-use rand::Rng;
 use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};

@@ -8,9 +8,9 @@ use std::sync::LazyLock;
 use chrono::{DateTime, Local};
 use eyas_checkpoint::gguf::Metadata;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Rest};
-use minijinja::{AutoEscape, Environment, ErrorKind, State, Value, context};
-use regex::Regex;
+use minijinja::value::Kwargs;
+use minijinja::{AutoEscape, Environment, ErrorKind, Value, context};
+use regex::{Captures, Regex};
 
 use crate::conversation::{Role, Turn};
 use crate::error::{Error, Result};
@@ -44,17 +44,10 @@ impl ChatTemplate {
     /// # Errors
     /// When it does not parse; the message has the line.
     pub fn new(source: &str, special_tokens: SpecialTokenTexts) -> Result<Self> {
-        static GENERATION: LazyLock<Regex> = LazyLock::new(|| {
-            Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("the pattern is tested")
-        });
-        let has_generation_blocks = GENERATION.is_match(source);
-        // The block becomes a call block, which is what it is in the reference implementation, too.
-        let rewritten = GENERATION.replace_all(source, |tag: &regex::Captures| {
-            let call = if tag.get(2).is_some() { "endcall" } else { "call __generation__()" };
-            format!("{{%{} {call} {}%}}", &tag[1], &tag[3])
-        });
+        let rewritten = mark_generation_blocks(source);
+        let has_generation_blocks = rewritten.is_some();
         let mut environment = environment();
-        environment.add_template_owned(NAME, rewritten.into_owned()).map_err(describe)?;
+        environment.add_template_owned(NAME, rewritten.unwrap_or_else(|| source.into())).map_err(describe)?;
         Ok(Self { environment, source: source.into(), special_tokens, has_generation_blocks })
     }
 
@@ -210,15 +203,46 @@ fn environment() -> Environment<'static> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
     });
     environment.add_function("strftime_now", |format: &str| strftime(Local::now(), format));
-    environment.add_function("__generation__", generation);
+    environment.add_test("iterable", |value: &Value| {
+        !value.is_none() && (value.is_undefined() || value.as_str().is_some() || value.try_iter().is_ok())
+    });
     environment
 }
 
-fn generation(state: &mut State, arguments: Rest<Value>, named: Kwargs) -> Result<Value, minijinja::Error> {
-    debug_assert!(arguments.is_empty());
-    let caller: Value = named.get("caller")?;
-    let body = caller.call(state, &[])?;
-    Ok(Value::from_safe_string(format!("{OPEN}{body}{CLOSE}")))
+/// Turns `{% generation %}` blocks into scopes that print marks around what they hold; `None` when there are
+/// none.
+///
+/// The marks stand inside the tags, so the white space that a tag takes away at the block's inner side is taken
+/// away here: all of it at a `-`, none at a `+`, else the line break after an opening tag and the indentation
+/// before a closing one.
+fn mark_generation_blocks(source: &str) -> Option<String> {
+    static OPENING: LazyLock<Regex> = LazyLock::new(|| {
+        Regex::new(r"\{%([-+]?)\s*generation\s*([-+]?)%\}(\r?\n)?").expect("the pattern is tested")
+    });
+    static CLOSING: LazyLock<Regex> = LazyLock::new(|| {
+        let pattern = r"(?m)(^[ \t]*)?\{%([-+]?)\s*endgeneration\s*([-+]?)%\}";
+        Regex::new(pattern).expect("the pattern is tested")
+    });
+    if !OPENING.is_match(source) {
+        return None;
+    }
+    let opened = OPENING.replace_all(source, |tag: &Captures| {
+        let (dash, line_break) = match &tag[2] {
+            "-" => ("-", ""),
+            "+" => ("", tag.get(3).map_or("", |found| found.as_str())),
+            _ => ("", ""),
+        };
+        format!("{{%{} with %}}{{{{ '{OPEN}' {dash}}}}}{line_break}", &tag[1])
+    });
+    let closed = CLOSING.replace_all(&opened, |tag: &Captures| {
+        let (dash, indentation) = match &tag[2] {
+            "-" => ("-", ""),
+            "+" => ("", tag.get(1).map_or("", |found| found.as_str())),
+            _ => ("", ""),
+        };
+        format!("{indentation}{{{{{dash} '{CLOSE}' }}}}{{% endwith {}%}}", &tag[3])
+    });
+    Some(closed.into_owned())
 }
 
 fn strftime(now: DateTime<Local>, format: &str) -> Result<String, minijinja::Error> {

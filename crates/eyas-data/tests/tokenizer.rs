@@ -93,6 +93,110 @@ fn gguf_names_end_tokens() {
     assert_eq!(tokenizer.vocab_size(), 420);
 }
 
+/// The bytes of a GGUF file without tensors.
+fn gguf(keys: &[(&str, GgufValue)]) -> Vec<u8> {
+    fn text(bytes: &mut Vec<u8>, text: &str) {
+        bytes.extend((text.len() as u64).to_le_bytes());
+        bytes.extend(text.as_bytes());
+    }
+    let mut bytes = b"GGUF\x03\0\0\0".to_vec();
+    bytes.extend(0_u64.to_le_bytes());
+    bytes.extend((keys.len() as u64).to_le_bytes());
+    for (key, value) in keys {
+        text(&mut bytes, &format!("tokenizer.ggml.{key}"));
+        let (kind, count): (u32, Option<(u32, usize)>) = match value {
+            GgufValue::Text(_) => (8, None),
+            GgufValue::Id(_) => (4, None),
+            GgufValue::Texts(list) => (9, Some((8, list.len()))),
+            GgufValue::Kinds(list) => (9, Some((5, list.len()))),
+            GgufValue::Scores(list) => (9, Some((6, list.len()))),
+        };
+        bytes.extend(kind.to_le_bytes());
+        if let Some((item, count)) = count {
+            bytes.extend(item.to_le_bytes());
+            bytes.extend((count as u64).to_le_bytes());
+        }
+        match value {
+            GgufValue::Text(value) => text(&mut bytes, value),
+            GgufValue::Id(id) => bytes.extend(id.to_le_bytes()),
+            GgufValue::Texts(list) => list.iter().for_each(|value| text(&mut bytes, value)),
+            GgufValue::Kinds(list) => list.iter().for_each(|value| bytes.extend(value.to_le_bytes())),
+            GgufValue::Scores(list) => list.iter().for_each(|value| bytes.extend(value.to_le_bytes())),
+        }
+    }
+    bytes
+}
+
+#[derive(Clone)]
+enum GgufValue {
+    Text(&'static str),
+    Id(u32),
+    Texts(Vec<&'static str>),
+    Kinds(Vec<i32>),
+    Scores(Vec<f32>),
+}
+
+#[test]
+fn metadata_that_contradict_themselves_say_where() {
+    use GgufValue::{Id, Kinds, Scores, Text, Texts};
+    let base = |model| {
+        vec![
+            ("model", Text(model)),
+            ("pre", Text("gpt-2")),
+            ("tokens", Texts(vec!["a", "b", "ab", "<s>"])),
+            ("merges", Texts(vec!["a b"])),
+            ("token_type", Kinds(vec![1, 1, 1, 3])),
+            ("scores", Scores(vec![-1.0, -2.0, -3.0, 0.0])),
+            ("eos_token_id", Id(3)),
+        ]
+    };
+    let load = |keys: &[(&str, GgufValue)]| {
+        let path = Path::new("model.gguf");
+        let file = GgufFile::parse(path, &gguf(keys)).unwrap();
+        Tokenizer::from_gguf(path, &file.metadata)
+    };
+    for model in ["gpt2", "llama"] {
+        let tokenizer = load(&base(model)).unwrap();
+        assert_eq!(tokenizer.encode("ab<s>", false).unwrap().last(), Some(&3));
+    }
+    for (model, key, value, expected) in [
+        (
+            "gpt2",
+            "merges",
+            Texts(vec!["a b", "b a"]),
+            "`tokenizer.ggml.merges` entry 1, \"b a\": \"ba\" is not in the vocabulary",
+        ),
+        (
+            "gpt2",
+            "merges",
+            Texts(vec!["a x"]),
+            "`tokenizer.ggml.merges` entry 0, \"a x\": \"x\" is not in the vocabulary",
+        ),
+        ("gpt2", "merges", Texts(vec!["ab"]), "`tokenizer.ggml.merges` entry 0, \"ab\": is not two tokens"),
+        ("gpt2", "pre", Text("novel"), "`tokenizer.ggml.pre` is \"novel\"; known are gpt-2"),
+        ("gpt2", "tokens", Texts(vec![]), "`tokenizer.ggml.tokens` is empty"),
+        ("gpt2", "token_type", Kinds(vec![1]), "`tokenizer.ggml.token_type` has 1 entries for 4 tokens"),
+        ("gpt2", "eos_token_id", Id(4), "`tokenizer.ggml.eos_token_id` is 4, outside the vocabulary of 4"),
+        ("llama", "scores", Scores(vec![1.0]), "`tokenizer.ggml.scores` has 1 entries for 4 tokens"),
+        (
+            "llama",
+            "scores",
+            Scores(vec![1.0, f32::NAN, 0.0, 0.0]),
+            "`tokenizer.ggml.scores` entry 1 is not a number",
+        ),
+        ("bert", "pre", Text("x"), "`tokenizer.ggml.model` is \"bert\"; `gpt2` and `llama` are supported"),
+    ] {
+        let mut keys = base(model);
+        keys.iter_mut().find(|(name, _)| *name == key).unwrap().1 = value;
+        let message = load(&keys).unwrap_err().to_string();
+        assert!(message.contains("model.gguf") && message.contains(expected), "{message}");
+    }
+    for missing in ["tokens", "merges", "model"] {
+        let keys: Vec<_> = base("gpt2").into_iter().filter(|(name, _)| *name != missing).collect();
+        assert!(load(&keys).unwrap_err().to_string().contains(&format!("tokenizer.ggml.{missing}")));
+    }
+}
+
 #[test]
 fn folders_load_as_transformers_loads_them() {
     let expected = json("folders/expected.json");

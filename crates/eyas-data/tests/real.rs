@@ -1,10 +1,11 @@
-//! Real vocabularies that are not kept with the project. Each test is passed over, and says so, unless the
+//! Real vocabularies and templates that are not kept with the project. Each test is passed over, and says so, unless the
 //! variable that names its files is set:
 //!
 //! - `EYAS_SHARED_DATA`: a folder with `falcon-tokenizer.json` and the vectors `falcon-tokenizer.vectors.inp` and
 //!   `.out`: texts separated by `__ggml_vocab_test__` lines, and the ids of each on a line.
 //! - `EYAS_SMOLLM2_GGUF`: the SmolLM2-135M-Instruct GGUF file; and `EYAS_SMOLLM2_GOLDEN`: what
 //!   `tools/golden_data.py --smollm2 FILE.gguf --out FILE.json` wrote for it.
+//! - `EYAS_TEMPLATES_GOLDEN`: what `tools/golden_data.py --templates FILE.json` wrote.
 
 mod common;
 
@@ -34,7 +35,8 @@ fn falcon_encodes_its_published_vectors() {
     assert_eq!((tokenizer.eos().unwrap(), tokenizer.vocab_size()), (11, 65024));
     let texts = fs::read_to_string(shared.join("falcon-tokenizer.vectors.inp")).unwrap();
     let expected = fs::read_to_string(shared.join("falcon-tokenizer.vectors.out")).unwrap();
-    let texts: Vec<&str> = texts.split("\n__ggml_vocab_test__\n").collect();
+    const SEPARATOR: &str = "\n__ggml_vocab_test__\n";
+    let texts: Vec<&str> = texts.trim_end_matches(SEPARATOR).split(SEPARATOR).collect();
     let expected: Vec<&str> = expected.lines().collect();
     assert_eq!(texts.len(), expected.len());
     for (text, line) in texts.into_iter().zip(expected) {
@@ -77,4 +79,35 @@ fn smollm2_has_its_template_and_special_tokens() {
     );
     assert_eq!(prompt, expected);
     assert_eq!(tokenizer.encode(&prompt, false).unwrap().iter().filter(|&&id| id == 2).count(), 2);
+}
+
+#[test]
+fn published_templates_render_as_transformers_renders_them() {
+    let Some(path) = variable("EYAS_TEMPLATES_GOLDEN") else { return };
+    let golden = common::read_json(&path);
+    let special =
+        [("bos_token", "<|im_start|>"), ("eos_token", "<|im_end|>")].map(|(k, v)| (k.into(), v.into()));
+    let mut wrong = Vec::new();
+    for case in golden["cases"].as_array().unwrap() {
+        let source = golden["templates"][case["template"].as_str().unwrap()].as_str().unwrap();
+        let turns = common::turns(&golden["chats"][case["chat"].as_str().unwrap()]);
+        let rendered = ChatTemplate::new(source, special.clone().into())
+            .and_then(|template| template.render(&turns, case["add_generation_prompt"].as_bool().unwrap()));
+        let right = match (&rendered, case["rendered"].as_str()) {
+            (Ok(found), Some(expected)) => found == expected,
+            (Err(_), None) => true,
+            _ => false,
+        };
+        let share = case.get("assistant").map(|expected| {
+            let rendered =
+                ChatTemplate::new(source, special.clone().into()).unwrap().render_marked(&turns).unwrap();
+            let found: Vec<&str> =
+                rendered.assistant.iter().map(|span| &rendered.text[span.clone()]).collect();
+            serde_json::json!(found) == *expected
+        });
+        if !right || share == Some(false) {
+            wrong.push(format!("{case}\n    {rendered:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
 }
