@@ -1,0 +1,438 @@
+//! Decoding of several sequences at once over one base model.
+//!
+//! Sequences come and go between steps (continuous batching, Yu et al. 2022). A step runs one token of every
+//! sequence that is being answered and a share of the prompts that are still being read, on one flat axis and
+//! without padding; sequences that use the same adapter share a pass over the weights. A slot of the cache outlives
+//! its sequence: the next prompt that starts with the same tokens is read from where they part.
+
+mod adapters;
+mod slots;
+
+use std::collections::VecDeque;
+
+use eyas_backend::{Backend, FlatBatch};
+use eyas_model::{ActiveAdapter, Cache, DeviceBatch, LoraAdapter, LoraLayout, MemoryPlan, Model, Workspace};
+
+use crate::sampling::{Sampler, SamplerScratch, SamplingParams, TokenLogprobs};
+use crate::{Error, Result};
+pub use adapters::AdapterId;
+use adapters::Adapters;
+use slots::Slots;
+
+/// The size of an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Sequences at once.
+    pub slots: usize,
+    /// The longest sequence, prompt and answer together.
+    pub positions: usize,
+    /// The most prompt tokens that a step reads, so that long prompts do not hold up other answers for long.
+    pub prefill_chunk: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self { slots: 1, positions: 2048, prefill_chunk: 256 }
+    }
+}
+
+impl EngineOptions {
+    /// For `slots` sequences of at most `positions` tokens.
+    pub fn new(slots: usize, positions: usize) -> Self {
+        Self { slots, positions, ..Self::default() }
+    }
+
+    /// Bytes that an engine allocates besides the model and its adapters, with activations of `dtype`.
+    pub fn bytes<B: Backend>(&self, decoder: &eyas_model::Decoder, dtype: eyas_backend::Dtype) -> u64 {
+        Cache::<B>::bytes(decoder, self.slots, self.positions, dtype)
+            + Workspace::<B>::bytes(decoder, None, &self.plan(), dtype)
+    }
+
+    fn plan(&self) -> MemoryPlan {
+        // A sequence is in a pass once, so that there are never more rows of logits than slots.
+        MemoryPlan::forward_only(self.prefill_chunk + self.slots, self.slots, self.slots)
+    }
+
+    fn validate(&self, model_positions: usize) -> Result<()> {
+        let fail = |key: &'static str, reason: String| Err(Error::Setting { key, reason });
+        if self.slots == 0 {
+            return fail("slots", "is 0; an engine runs at least one sequence".into());
+        }
+        if self.prefill_chunk == 0 {
+            return fail("prefill_chunk", "is 0; a step reads at least one token of a prompt".into());
+        }
+        if self.positions == 0 || self.positions > model_positions {
+            let reason = format!(
+                "is {}; it must be at least 1 and at most the {model_positions} that the model was loaded with",
+                self.positions
+            );
+            return fail("positions", reason);
+        }
+        let tokens = self.slots.checked_mul(self.positions).filter(|&tokens| tokens <= u32::MAX as usize);
+        if tokens.is_none() {
+            return fail("slots", format!("{} slots of {} positions are too many", self.slots, self.positions));
+        }
+        Ok(())
+    }
+}
+
+/// A sequence to be continued.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// Token ids of the prompt, at least one.
+    pub prompt: Vec<u32>,
+    /// How to choose tokens, and when to stop. Stop texts are watched by [`crate::Generator`].
+    pub params: SamplingParams,
+    /// The adapter to use; `None` for the base.
+    pub adapter: Option<AdapterId>,
+    /// Tells apart the draws of several answers to one prompt that share a seed.
+    pub stream: u32,
+}
+
+impl Request {
+    /// One answer.
+    pub fn new(prompt: Vec<u32>, params: SamplingParams, adapter: Option<AdapterId>) -> Self {
+        Self { prompt, params, adapter, stream: 0 }
+    }
+}
+
+/// Names a sequence for as long as the engine lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(u64);
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FinishReason {
+    /// The model ended it.
+    Eos,
+    /// A stop text came up.
+    Stop,
+    /// It reached `max_new_tokens`, or the end of its slot.
+    Length,
+}
+
+/// What a step made of one sequence.
+#[derive(Debug)]
+pub enum Event {
+    /// A token.
+    Token {
+        /// The sequence.
+        sequence: SequenceId,
+        /// The token's id; the one that ended the answer is among the events.
+        token: u32,
+        /// Where they were asked for.
+        logprobs: Option<TokenLogprobs>,
+        /// Set on the last token. The sequence is gone then.
+        finish: Option<FinishReason>,
+    },
+    /// The sequence cannot go on and is gone; others are not affected.
+    Failed {
+        /// The sequence.
+        sequence: SequenceId,
+        /// Why.
+        error: Error,
+    },
+}
+
+/// A sequence in its slot.
+#[derive(Debug)]
+struct Sequence {
+    id: SequenceId,
+    slot: usize,
+    adapter: Option<AdapterId>,
+    sampler: Sampler,
+    /// Tokens not yet in the cache: the rest of the prompt, then always the last token chosen.
+    pending: VecDeque<u32>,
+    produced: usize,
+}
+
+/// Runs sequences over a model. See the [module](self).
+#[derive(Debug)]
+pub struct Engine<'m, B: Backend> {
+    backend: &'m B,
+    model: &'m Model<B>,
+    options: EngineOptions,
+    cache: Cache<B>,
+    workspace: Workspace<B>,
+    batch: FlatBatch,
+    on_device: DeviceBatch<B>,
+    logits: Vec<f32>,
+    scratch: SamplerScratch,
+    adapters: Adapters<'m, B>,
+    slots: Slots,
+    /// In the order in which they came.
+    sequences: Vec<Sequence>,
+    /// How many pending tokens of each sequence the step takes.
+    shares: Vec<usize>,
+    next_id: u64,
+    reused: u64,
+}
+
+impl<'m, B: Backend> Engine<'m, B> {
+    /// Allocates the cache and the memory of a step.
+    ///
+    /// # Errors
+    /// When an option is outside its range, or the device has no room.
+    pub fn new(backend: &'m B, model: &'m Model<B>, options: EngineOptions) -> Result<Self> {
+        options.validate(model.positions())?;
+        let plan = options.plan();
+        let decoder = model.decoder();
+        Ok(Self {
+            backend,
+            model,
+            options,
+            cache: Cache::new(backend, decoder, options.slots, options.positions)?,
+            batch: FlatBatch::new(),
+            on_device: DeviceBatch::new(backend, plan.max_tokens, plan.max_sequences)?,
+            workspace: Workspace::new(backend, decoder, None, plan)?,
+            logits: Vec::new(),
+            scratch: SamplerScratch::default(),
+            adapters: Adapters::default(),
+            slots: Slots::new(options.slots),
+            sequences: Vec::new(),
+            shares: Vec::new(),
+            next_id: 0,
+            reused: 0,
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &'m Model<B> {
+        self.model
+    }
+
+    /// The device.
+    pub fn backend(&self) -> &'m B {
+        self.backend
+    }
+
+    /// The engine's size.
+    pub fn options(&self) -> &EngineOptions {
+        &self.options
+    }
+
+    /// Sequences under way.
+    pub fn active(&self) -> usize {
+        self.sequences.len()
+    }
+
+    /// Sequences that can be added now.
+    pub fn free_slots(&self) -> usize {
+        self.options.slots - self.sequences.len()
+    }
+
+    /// Prompt tokens that were found in the cache, over the engine's life.
+    pub fn reused_tokens(&self) -> u64 {
+        self.reused
+    }
+
+    /// Puts an adapter beside the base.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn add_adapter(&mut self, adapter: &LoraAdapter) -> Result<AdapterId> {
+        let mut params = self.backend.zeros(eyas_backend::Dtype::F32, 1, adapter.params.len())?;
+        self.backend.upload(&adapter.params, &mut params)?;
+        Ok(self.adapters.add_owned(adapter.layout.clone(), params))
+    }
+
+    /// Uses an adapter that is on the device already.
+    pub fn share_adapter(&mut self, layout: &'m LoraLayout, params: &'m B::Tensor) -> AdapterId {
+        self.adapters.add_shared(layout, params)
+    }
+
+    /// Lets an adapter go, and what the cache holds of it.
+    ///
+    /// # Errors
+    /// When there is no such adapter, or a sequence is using it.
+    pub fn remove_adapter(&mut self, adapter: AdapterId) -> Result<()> {
+        if self.sequences.iter().any(|sequence| sequence.adapter == Some(adapter)) {
+            return Err(adapter.error("is in use; try again when its sequences have finished"));
+        }
+        self.adapters.remove(adapter)?;
+        self.slots.forget(adapter);
+        Ok(())
+    }
+
+    /// The adapter, to run the model with it outside the engine.
+    ///
+    /// # Errors
+    /// When there is no such adapter.
+    pub fn adapter(&self, adapter: AdapterId) -> Result<ActiveAdapter<'_, B>> {
+        self.adapters.get(adapter)
+    }
+
+    /// Checks whether a request could run, without running it.
+    ///
+    /// # Errors
+    /// When a setting is outside its range, the prompt is empty, too long or not of this vocabulary, or the adapter
+    /// does not exist.
+    pub fn check(&self, request: &Request) -> Result<()> {
+        self.sampler(request).map(drop)
+    }
+
+    fn sampler(&self, request: &Request) -> Result<Sampler> {
+        let vocab = self.model.decoder().vocab_size;
+        if request.prompt.is_empty() {
+            return Err(Error::Prompt("has no tokens; a model continues at least one".into()));
+        }
+        if let Some(id) = request.prompt.iter().find(|&&id| id as usize >= vocab) {
+            let reason = format!("holds token {id}; the model's vocabulary has {vocab}. Is this its tokenizer?");
+            return Err(Error::Prompt(reason));
+        }
+        if request.prompt.len() > self.options.positions {
+            return Err(Error::PromptTooLong {
+                tokens: request.prompt.len(),
+                positions: self.options.positions,
+            });
+        }
+        if let Some(adapter) = request.adapter {
+            self.adapters.get(adapter)?;
+        }
+        Sampler::new(request.params.clone(), vocab, request.stream)
+    }
+
+    /// Adds a sequence; it runs from the next step on.
+    ///
+    /// # Errors
+    /// As [`Engine::check`], and when all slots are taken.
+    pub fn submit(&mut self, request: &Request) -> Result<SequenceId> {
+        let mut sampler = self.sampler(request)?;
+        sampler.observe(&request.prompt);
+        let Some((slot, reused)) = self.slots.take(&request.prompt, request.adapter) else {
+            return Err(Error::Full { slots: self.options.slots });
+        };
+        self.reused += reused as u64;
+        let id = SequenceId(self.next_id);
+        self.next_id += 1;
+        self.sequences.push(Sequence {
+            id,
+            slot,
+            adapter: request.adapter,
+            sampler,
+            pending: request.prompt[reused..].iter().copied().collect(),
+            produced: 0,
+        });
+        Ok(id)
+    }
+
+    /// Ends a sequence before its time. Tells whether it was there.
+    pub fn remove(&mut self, id: SequenceId) -> bool {
+        let place = self.sequences.iter().position(|sequence| sequence.id == id);
+        if let Some(place) = place {
+            let sequence = self.sequences.remove(place);
+            self.slots.release(sequence.slot);
+        }
+        place.is_some()
+    }
+
+    /// Runs every sequence one step and appends what came of it to `events`: a token of each sequence whose prompt
+    /// has been read.
+    ///
+    /// # Errors
+    /// When the device fails. No sequence has moved then beyond the events that were appended; the step may be
+    /// tried again.
+    pub fn step(&mut self, events: &mut Vec<Event>) -> Result<()> {
+        self.share_out();
+        let mut done = 0;
+        let mut result = Ok(());
+        while let Some(first) = (done..self.sequences.len()).find(|&i| self.shares[i] > 0) {
+            result = self.pass(first, events);
+            if result.is_err() {
+                break;
+            }
+            done = first + 1;
+        }
+        // Also after a failure: earlier passes of the step may have ended sequences.
+        self.sequences.retain(|sequence| !self.slots.is_free(sequence.slot));
+        result
+    }
+
+    /// Every sequence that is being answered runs its one token; those being read share the chunk, oldest first.
+    fn share_out(&mut self) {
+        let mut room = self.options.prefill_chunk;
+        self.shares.clear();
+        self.shares.extend(self.sequences.iter().map(|sequence| match sequence.pending.len() {
+            1 => 1,
+            pending => {
+                let share = pending.min(room);
+                room -= share;
+                share
+            }
+        }));
+    }
+
+    /// One pass over the weights, for all sequences from `first` on that use the adapter of `first`.
+    fn pass(&mut self, first: usize, events: &mut Vec<Event>) -> Result<()> {
+        let adapter = self.sequences[first].adapter;
+        self.batch.clear();
+        let mut answers = false;
+        for (sequence, &share) in self.sequences.iter_mut().zip(&self.shares).skip(first) {
+            if sequence.adapter != adapter || share == 0 {
+                continue;
+            }
+            let start = self.slots.len(sequence.slot) as u32;
+            let tokens = &sequence.pending.make_contiguous()[..share];
+            self.batch.push_cached(sequence.slot as u32, start, tokens)?;
+            answers |= share == sequence.pending.len();
+        }
+        let active = adapter.map(|adapter| self.adapters.get(adapter)).transpose()?;
+        self.on_device.load(self.backend, &self.batch)?;
+        self.model.forward_cached(
+            self.backend,
+            &self.on_device,
+            active,
+            &mut self.workspace,
+            &mut self.cache,
+        )?;
+        if answers {
+            self.model.last_logits(self.backend, &self.on_device, &mut self.workspace, &mut self.logits)?;
+        }
+
+        let vocab = self.model.decoder().vocab_size;
+        let mut row = 0;
+        for (sequence, share) in self.sequences.iter_mut().zip(&mut self.shares).skip(first) {
+            if sequence.adapter != adapter || *share == 0 {
+                continue;
+            }
+            self.slots.extend(sequence.slot, sequence.pending.drain(..*share));
+            *share = 0;
+            if sequence.pending.is_empty() {
+                let logits = &mut self.logits[row * vocab..(row + 1) * vocab];
+                let room = self.options.positions - self.slots.len(sequence.slot);
+                let event = sequence.advance(logits, room, &mut self.scratch);
+                match event {
+                    Event::Token { finish: None, .. } => {}
+                    Event::Token { .. } => self.slots.release(sequence.slot),
+                    // Its keys and values are as suspect as its logits.
+                    Event::Failed { .. } => self.slots.discard(sequence.slot),
+                }
+                events.push(event);
+            }
+            row += 1;
+        }
+        Ok(())
+    }
+}
+
+impl Sequence {
+    /// Chooses a token. `room` is how many more tokens fit into the slot.
+    fn advance(&mut self, logits: &mut [f32], room: usize, scratch: &mut SamplerScratch) -> Event {
+        let choice = match self.sampler.choose(logits, scratch) {
+            Ok(choice) => choice,
+            Err(error) => return Event::Failed { sequence: self.id, error },
+        };
+        self.produced += 1;
+        let params = self.sampler.params();
+        let finish = if !params.ignore_eos && params.eos_token_id.contains(&choice.token) {
+            Some(FinishReason::Eos)
+        } else if self.produced >= params.max_new_tokens || room == 0 {
+            Some(FinishReason::Length)
+        } else {
+            self.pending.push_back(choice.token);
+            None
+        };
+        Event::Token { sequence: self.id, token: choice.token, logprobs: choice.logprobs, finish }
+    }
+}
