@@ -191,7 +191,7 @@ fn luhn(digits: &str) -> bool {
         let value = u32::from(digit - b'0') * if i % 2 == 1 { 2 } else { 1 };
         sum + value / 10 + value % 10
     });
-    sum % 10 == 0
+    sum.is_multiple_of(10)
 }
 
 #[cfg(test)]

@@ -56,7 +56,7 @@ impl<'a> Steps<'a> {
         }
         let rows = examples.len() as u64;
         let step = batch.saturating_mul(accumulation) as u64;
-        if position.index > rows || (position.index < rows && position.index % step != 0) {
+        if position.index > rows || (position.index < rows && !position.index.is_multiple_of(step)) {
             let reason = format!(
                 "row {} of {rows} is not where a step of {step} rows begins; were the rows or the batch changed \
                  since the checkpoint?",
