@@ -1,1 +1,41 @@
-//! The NVIDIA implementation of the `Backend` trait: kernels compiled at first use, cuBLASLt, no toolkit to build.
+//! The NVIDIA implementation of the [`Backend`](eyas_backend::Backend) trait.
+//!
+//! Nothing of NVIDIA's is needed to build this crate or to run a program that holds it. The driver, NVRTC and cuBLASLt
+//! are opened when [`CudaBackend::new`] is called; kernels are CUDA C++ sources inside the binary, compiled for the
+//! card at first use and kept on disk ([`compile`]). Without a card or a library the error says what to install, and
+//! [`probe`] reports what is there.
+//!
+//! A kernel file is registered by a line of `kernels/manifest.txt` and of the source table in [`kernels`]; it is
+//! launched by its name ([`kernels::Kernels::launch`]).
+
+mod activation;
+mod attention;
+mod backend;
+mod batch;
+mod cache;
+mod compile;
+mod device;
+mod elementwise;
+mod few_rows;
+mod kernels;
+mod library;
+mod loss;
+mod matmul;
+mod norm;
+mod optimizer;
+mod probe;
+mod project;
+mod rope;
+mod scratch;
+mod staging;
+mod tensor;
+mod thin;
+mod weight;
+
+pub use backend::{CudaBackend, CudaOptions, MemoryUse};
+pub use batch::CudaBatch;
+pub use library::LibraryInfo;
+pub use probe::{CudaReport, DeviceInfo, probe};
+pub use project::LoraPath;
+pub use tensor::CudaTensor;
+pub use weight::CudaWeight;

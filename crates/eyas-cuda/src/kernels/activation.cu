@@ -8,14 +8,14 @@ __device__ __forceinline__ float gelu_erf_slope(float x) {
 // 0.5 (1 + tanh u) = 1 / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3).
 __device__ __forceinline__ float gelu_tanh_gate(float x) {
     const float u = 0.79788456080286536f * (x + 0.044715f * x * x * x);
-    return 1.0f / (1.0f + __expf(-2.0f * u));
+    return 1.0f / (1.0f + fast_exp(-2.0f * u));
 }
 __device__ __forceinline__ float gelu_tanh_slope(float x) {
     const float gate = gelu_tanh_gate(x);
     const float slope = 0.79788456080286536f * (1.0f + 3.0f * 0.044715f * x * x);
     return gate + 2.0f * x * gate * (1.0f - gate) * slope;
 }
-__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
+__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
 
 enum { GELU, GELU_TANH, SWIGLU };
 

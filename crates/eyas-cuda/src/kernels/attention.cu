@@ -4,7 +4,8 @@ struct Attention {
     QkvLayout l;
     float scale;
     int window;                 // 0: none
-    const float *alibi_slopes;  // [heads] or none
+    int alibi_positions;
+    const float *alibi;  // [heads, alibi_positions], by the key's position, or none
 };
 
 // Elements of a head that a lane holds; heads of up to 256.
@@ -39,14 +40,14 @@ KERNEL __launch_bounds__(128) void attention(Attention a, const elem *qkv, const
     const int token = item / a.l.heads, head = item % a.l.heads, dim = a.l.head_dim;
     if (token >= tokens) return;
     const int kv = head / (a.l.heads / a.l.kv_heads), start = cu_seqlens[sequence[token]];
-    const float slope = a.alibi_slopes ? a.alibi_slopes[head] : 0.0f;
+    const float *bias = a.alibi ? a.alibi + (u64)head * a.alibi_positions : 0;
     float q[SLICE], k[SLICE], acc[SLICE] = {}, top = -INF, sum = 0.0f;
     load_head(qkv + (u64)token * a.l.width + query_column(a.l, head), dim, lane, q);
     for (int key = first_key(a, start, token); key <= token; key++) {
         const elem *row = qkv + (u64)key * a.l.width + kv * a.l.kv_stride;
         load_head(row + a.l.key_offset, dim, lane, k);
-        const float score = dot_head(q, k) * a.scale + slope * (key - start);
-        const float new_top = fmaxf(top, score), shrink = __expf(top - new_top), p = __expf(score - new_top);
+        const float score = dot_head(q, k) * a.scale + (bias ? bias[key - start] : 0.0f);
+        const float new_top = fmaxf(top, score), shrink = fast_exp(top - new_top), p = fast_exp(score - new_top);
         load_head(row + a.l.value_offset, dim, lane, k);
 #pragma unroll
         for (int i = 0; i < SLICE; i++) acc[i] = acc[i] * shrink + p * k[i];
@@ -78,7 +79,7 @@ KERNEL __launch_bounds__(128) void attention_backward_query(Attention a, const e
     const int token = item / a.l.heads, head = item % a.l.heads, dim = a.l.head_dim;
     if (token >= tokens) return;
     const int kv = head / (a.l.heads / a.l.kv_heads), start = cu_seqlens[sequence[token]];
-    const float slope = a.alibi_slopes ? a.alibi_slopes[head] : 0.0f;
+    const float *bias = a.alibi ? a.alibi + (u64)head * a.alibi_positions : 0;
     float q[SLICE], k[SLICE], v[SLICE], g[SLICE], dq[SLICE] = {};
     load_head(qkv + (u64)token * a.l.width + query_column(a.l, head), dim, lane, q);
     load_head(dout + ((u64)token * a.l.heads + head) * dim, dim, lane, g);
@@ -86,8 +87,8 @@ KERNEL __launch_bounds__(128) void attention_backward_query(Attention a, const e
         const elem *row = qkv + (u64)key * a.l.width + kv * a.l.kv_stride;
         load_head(row + a.l.key_offset, dim, lane, k);
         load_head(row + a.l.value_offset, dim, lane, v);
-        const float score = dot_head(q, k) * a.scale + slope * (key - start);
-        const float p = __expf(score - lse[item]);
+        const float score = dot_head(q, k) * a.scale + (bias ? bias[key - start] : 0.0f);
+        const float p = fast_exp(score - lse[item]);
         const float ds = p * (dot_head(g, v) - delta[item]) * a.scale;
 #pragma unroll
         for (int i = 0; i < SLICE; i++) dq[i] += ds * k[i];
@@ -109,13 +110,13 @@ KERNEL __launch_bounds__(128) void attention_backward_key(Attention a, const ele
     load_head(qkv + column + a.l.key_offset, dim, lane, k);
     load_head(qkv + column + a.l.value_offset, dim, lane, v);
     for (int head = kv * group; head < (kv + 1) * group; head++) {
-        const float slope = a.alibi_slopes ? a.alibi_slopes[head] : 0.0f;
+        const float *bias = a.alibi ? a.alibi + (u64)head * a.alibi_positions : 0;
         for (int token = key; token < end; token++) {
             const u64 row = (u64)token * a.l.heads + head;
             load_head(qkv + (u64)token * a.l.width + query_column(a.l, head), dim, lane, q);
             load_head(dout + row * dim, dim, lane, g);
-            const float score = dot_head(q, k) * a.scale + slope * (key - start);
-            const float p = __expf(score - lse[row]);
+            const float score = dot_head(q, k) * a.scale + (bias ? bias[key - start] : 0.0f);
+            const float p = fast_exp(score - lse[row]);
             const float ds = p * (dot_head(g, v) - delta[row]) * a.scale;
 #pragma unroll
             for (int i = 0; i < SLICE; i++) {

@@ -17,7 +17,7 @@ KERNEL void cache_write(QkvLayout l, const elem *qkv, const u32 *sequence, const
 #define WARPS 8
 
 // A block a query and head; its warps share out the keys and put their pieces together in a fixed order.
-KERNEL __launch_bounds__(32 * WARPS) void attention_cached(QkvLayout l, float scale, int window, const float *alibi_slopes,
+KERNEL __launch_bounds__(32 * WARPS) void attention_cached(QkvLayout l, float scale, int window, const float *alibi, int alibi_positions,
                                                            const elem *qkv, const elem *keys, const elem *values,
                                                            const u32 *sequence, const u32 *slots, const u32 *positions,
                                                            int capacity, elem *out) {
@@ -26,7 +26,7 @@ KERNEL __launch_bounds__(32 * WARPS) void attention_cached(QkvLayout l, float sc
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = l.heads / l.kv_heads, kv = head / group;
     const int position = positions[token], n = l.kv_heads * dim;
     const u64 base = (u64)slots[sequence[token]] * capacity;
-    const float slope = alibi_slopes ? alibi_slopes[head] : 0.0f;
+    const float *bias = alibi ? alibi + (u64)head * alibi_positions : 0;
     const elem *query = qkv + (u64)token * l.width + head / group * l.query_group_stride + head % group * dim;
     float q[SLICE], acc[SLICE] = {}, top = -INF, sum = 0.0f;
 #pragma unroll
@@ -38,8 +38,8 @@ KERNEL __launch_bounds__(32 * WARPS) void attention_cached(QkvLayout l, float sc
 #pragma unroll
         for (int i = 0; i < SLICE; i++)
             if (lane + 32 * i < dim) score += q[i] * to_f32(keys[at + lane + 32 * i]);
-        score = warp_sum(score) * scale + slope * key;
-        const float new_top = fmaxf(top, score), shrink = __expf(top - new_top), p = __expf(score - new_top);
+        score = warp_sum(score) * scale + (bias ? bias[key] : 0.0f);
+        const float new_top = fmaxf(top, score), shrink = fast_exp(top - new_top), p = fast_exp(score - new_top);
 #pragma unroll
         for (int i = 0; i < SLICE; i++)
             if (lane + 32 * i < dim) acc[i] = acc[i] * shrink + p * to_f32(values[at + lane + 32 * i]);
@@ -55,10 +55,10 @@ KERNEL __launch_bounds__(32 * WARPS) void attention_cached(QkvLayout l, float sc
     __syncthreads();
     float all_top = tops[0], total = 0.0f;
     for (int w = 1; w < WARPS; w++) all_top = fmaxf(all_top, tops[w]);
-    for (int w = 0; w < WARPS; w++) total += sums[w] * __expf(tops[w] - all_top);
+    for (int w = 0; w < WARPS; w++) total += sums[w] * fast_exp(tops[w] - all_top);
     for (int i = threadIdx.x; i < dim; i += blockDim.x) {
         float v = 0.0f;
-        for (int w = 0; w < WARPS; w++) v += pieces[w][i] * __expf(tops[w] - all_top);
+        for (int w = 0; w < WARPS; w++) v += pieces[w][i] * fast_exp(tops[w] - all_top);
         out[((u64)token * l.heads + head) * dim + i] = from_f32<elem>(v / total);
     }
 }

@@ -13,15 +13,15 @@ KERNEL __launch_bounds__(1024) void cross_entropy(elem *logits, const u32 *targe
         for (int j = 0; j < 8; j++)
             if (col + j < vocab) chunk_top = fmaxf(chunk_top, v[j]);
         if (chunk_top > top) {
-            sum *= __expf(top - chunk_top);
+            sum *= fast_exp(top - chunk_top);
             top = chunk_top;
         }
 #pragma unroll
         for (int j = 0; j < 8; j++)
-            if (col + j < vocab) sum += __expf(v[j] - top);
+            if (col + j < vocab) sum += fast_exp(v[j] - top);
     }
     const float row_top = block_max(top);
-    const float total = block_sum(top == -INF ? 0.0f : sum * __expf(top - row_top));
+    const float total = block_sum(top == -INF ? 0.0f : sum * fast_exp(top - row_top));
     const float lse = row_top + logf(total);
     if (threadIdx.x == 0) losses[blockIdx.x] = lse - to_f32(row[target]);
     if (!with_gradient) return;
@@ -30,7 +30,7 @@ KERNEL __launch_bounds__(1024) void cross_entropy(elem *logits, const u32 *targe
         float v[8];
         load8(row, col, vocab, vec, v);
 #pragma unroll
-        for (int j = 0; j < 8; j++) v[j] = gradient * (__expf(v[j] - lse) - (col + j == target ? 1.0f : 0.0f));
+        for (int j = 0; j < 8; j++) v[j] = gradient * (fast_exp(v[j] - lse) - (col + j == target ? 1.0f : 0.0f));
         store8(row, col, vocab, vec, v);
     }
 }

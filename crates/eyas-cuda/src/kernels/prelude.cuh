@@ -55,6 +55,15 @@ template <> struct Cast<bf16> {
 };
 template <class T> __device__ __forceinline__ T from_f32(float v) { return Cast<T>::from(v); }
 
+// exp, to the last places where activations are f32.
+__device__ __forceinline__ float fast_exp(float x) {
+#if ELEM_IS_F32
+    return expf(x);
+#else
+    return __expf(x);
+#endif
+}
+
 // Two values as the 32 bits that a pair of 2-byte elements takes, the first in the low half.
 template <class T> __device__ __forceinline__ u32 pack2(float a, float b) {
     return (u32)from_f32<T>(a).bits | (u32)from_f32<T>(b).bits << 16;

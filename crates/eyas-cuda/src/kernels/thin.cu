@@ -10,23 +10,23 @@
 
 // --- Packing the adapter's f32 matrices ---
 
-// A [r, k] to rows start .. start + r of a packed matrix.
-KERNEL void pack_a(const float *a, int r, int k, elem *out, u64 ld, int start) {
-    const u64 n = (u64)r * k;
+// A [r, k] to `rows` rows of ld columns, zero where padded.
+KERNEL void pack_a(const float *a, int r, int k, elem *out, int rows, u32 ld) {
+    const u64 n = (u64)rows * ld;
     for (u64 i = blockIdx.x * (u64)blockDim.x + threadIdx.x; i < n; i += (u64)gridDim.x * blockDim.x) {
-        const u64 row = i / k;
-        out[(row + start) * ld + (i - row * k)] = from_f32<elem>(a[i]);
+        const u64 row = i / ld, col = i - row * ld;
+        out[i] = from_f32<elem>(row < r && col < k ? a[row * k + col] : 0.0f);
     }
 }
-// scaling * B [n, r] transposed to [r, n]. Blocks of 32 x 32, 256 threads.
-KERNEL void pack_b(const float *b, int n, int r, float scaling, elem *out, u64 ld) {
+// scaling * B [n, r] transposed to [rows, ld], zero where padded. Blocks of 32 x 32, 256 threads.
+KERNEL void pack_b(const float *b, int n, int r, float scaling, elem *out, int rows, u32 ld) {
     __shared__ float tile[32][33];
     const int row0 = blockIdx.x * 32, col0 = blockIdx.y * 32, lane = threadIdx.x % 32;
     for (int i = threadIdx.x / 32; i < 32; i += 8)
         tile[i][lane] = row0 + i < n && col0 + lane < r ? b[(u64)(row0 + i) * r + col0 + lane] : 0.0f;
     __syncthreads();
     for (int i = threadIdx.x / 32; i < 32; i += 8)
-        if (col0 + i < r && row0 + lane < n) out[(u64)(col0 + i) * ld + row0 + lane] = from_f32<elem>(scaling * tile[lane][i]);
+        if (col0 + i < rows && row0 + lane < ld) out[(u64)(col0 + i) * ld + row0 + lane] = from_f32<elem>(scaling * tile[lane][i]);
 }
 // A bias in the activations' type; zeros without one.
 KERNEL void pack_bias(const float *bias, int n, elem *out) {

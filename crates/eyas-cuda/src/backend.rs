@@ -1,0 +1,415 @@
+//! The [`Backend`] of one NVIDIA card.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use eyas_backend::{
+    Activation, AdamW, Adapter, AttentionSpec, Backend, Dtype, Error, FlatBatch, HostMatrix, NormSpec,
+    Projection, QkvLayout, Result, Rope, Storage, Write,
+};
+use eyas_quant::Quantized;
+
+use crate::device::Device;
+use crate::kernels::Kernels;
+use crate::matmul::Matmul;
+use crate::project::LoraPath;
+use crate::scratch::{Scratch, Slot};
+use crate::staging::Staging;
+use crate::{CudaBatch, CudaTensor, CudaWeight};
+
+/// How the CUDA backend is set up.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CudaOptions {
+    /// The card's number, from 0.
+    pub device: usize,
+    /// The most bytes that this backend takes of the card's memory; `None` for what is free.
+    pub memory_limit: Option<u64>,
+    /// The type of activations; `None` for bfloat16, or half precision where the card has no bfloat16. `F32` computes
+    /// in full single precision, for tests of exactness.
+    pub compute_dtype: Option<Dtype>,
+    /// How low-rank updates join the products; `None` takes the path with fewer bytes.
+    pub lora_path: Option<LoraPath>,
+}
+
+/// One NVIDIA card as a [`Backend`].
+#[derive(Debug)]
+pub struct CudaBackend {
+    pub(crate) kernels: Kernels,
+    pub(crate) matmul: Matmul,
+    pub(crate) scratch: Scratch,
+    pub(crate) staging: Staging,
+    pub(crate) dtype: Dtype,
+    pub(crate) lora_path: Option<LoraPath>,
+    pub(crate) device: Arc<Device>,
+}
+
+/// Bytes of a card's memory, as its backend sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Free, within the backend's limit.
+    pub free: u64,
+    /// The card's.
+    pub total: u64,
+    /// Held by this backend.
+    pub used: u64,
+    /// The most that this backend held.
+    pub peak: u64,
+    /// Of those held, scratch memory.
+    pub scratch: u64,
+}
+
+impl CudaBackend {
+    /// Opens a card, its libraries, and compiles the kernels that are not in the cache yet.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where there is no card, no driver or a library is missing, with what to install;
+    /// [`Error::OutOfMemory`] where not even the workspace fits.
+    pub fn new(options: CudaOptions) -> Result<Self> {
+        let device = Arc::new(Device::open(options.device, options.memory_limit)?);
+        let has_bf16 = device.limits.sm >= (8, 0);
+        let dtype = match options.compute_dtype {
+            None if has_bf16 => Dtype::Bf16,
+            None => Dtype::F16,
+            Some(Dtype::Bf16) if !has_bf16 => {
+                return Err(Error::Device {
+                    device: device.name.clone(),
+                    reason: "the card has no bfloat16; use half precision".into(),
+                });
+            }
+            Some(dtype) => dtype,
+        };
+        Ok(Self {
+            kernels: Kernels::new(&device, dtype)?,
+            matmul: Matmul::new(&device, dtype)?,
+            scratch: Scratch::new(&device),
+            staging: Staging::new(&device),
+            dtype,
+            lora_path: options.lora_path,
+            device,
+        })
+    }
+
+    /// The card's memory.
+    ///
+    /// # Errors
+    /// When the driver does not say.
+    pub fn memory(&self) -> Result<MemoryUse> {
+        let (free, total, used) = self.device.memory()?;
+        Ok(MemoryUse { free, total, used, peak: self.device.peak_bytes(), scratch: self.scratch.bytes() })
+    }
+
+    /// Dequantises a weight into scratch memory, as a projection does before its product: to measure that part alone.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn dequantise(&self, weight: &CudaWeight) -> Result<()> {
+        let mut scratch = self.scratch.lock();
+        let to = scratch.get(Slot::Weight, weight.len() * self.dtype.size())?;
+        self.materialise(weight, to, weight.cols)
+    }
+
+    /// Milliseconds that the card takes for what `work` queues, queued work before it aside.
+    ///
+    /// # Errors
+    /// Those of `work` and of the device.
+    pub fn time(&self, work: impl FnOnce() -> Result<()>) -> Result<f32> {
+        let (start, end) = (self.device.event()?, self.device.event()?);
+        start.record()?;
+        work()?;
+        end.record()?;
+        end.wait()?;
+        start.milliseconds_to(&end)
+    }
+}
+
+impl Backend for CudaBackend {
+    type Tensor = CudaTensor;
+    type Weight = CudaWeight;
+    type Batch = CudaBatch;
+
+    fn name(&self) -> String {
+        self.device.name.clone()
+    }
+
+    fn compute_dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.device.synchronize()
+    }
+
+    fn zeros(&self, dtype: Dtype, rows: usize, cols: usize) -> Result<CudaTensor> {
+        self.new_tensor(dtype, rows, cols)
+    }
+
+    fn upload(&self, values: &[f32], tensor: &mut CudaTensor) -> Result<()> {
+        self.upload_tensor(values, tensor)
+    }
+
+    fn download(&self, tensor: &CudaTensor, values: &mut [f32]) -> Result<()> {
+        self.download_tensor(tensor, values)
+    }
+
+    fn clear(&self, tensor: &mut CudaTensor) -> Result<()> {
+        self.device.zero(tensor.ptr(), tensor.bytes())
+    }
+
+    fn load_weight(&self, matrix: HostMatrix<'_>, storage: Storage) -> Result<CudaWeight> {
+        self.load(matrix, storage)
+    }
+
+    fn load_quantized(&self, weight: Quantized) -> Result<CudaWeight> {
+        self.place_quantized(&weight)
+    }
+
+    fn weight_bytes(&self, weight: &CudaWeight) -> u64 {
+        weight.bytes()
+    }
+
+    fn download_weight(&self, weight: &CudaWeight, rows: Range<usize>, values: &mut Vec<f32>) -> Result<()> {
+        self.read_weight(weight, rows, values)
+    }
+
+    fn new_batch(&self, max_tokens: usize, max_sequences: usize) -> Result<CudaBatch> {
+        self.create_batch(max_tokens, max_sequences)
+    }
+
+    fn load_batch(&self, batch: &FlatBatch, into: &mut CudaBatch) -> Result<()> {
+        self.fill_batch(batch, into)
+    }
+
+    fn embed(&self, batch: &CudaBatch, table: &CudaWeight, x: &mut CudaTensor) -> Result<()> {
+        self.run_embed(batch, table, x)
+    }
+
+    fn norm(
+        &self,
+        tokens: usize,
+        spec: NormSpec,
+        x: &CudaTensor,
+        weight: &CudaTensor,
+        bias: Option<&CudaTensor>,
+        y: &mut CudaTensor,
+        stats: &mut CudaTensor,
+    ) -> Result<()> {
+        self.run_norm(tokens, spec, x, weight, bias, y, stats)
+    }
+
+    fn norm_backward(
+        &self,
+        tokens: usize,
+        spec: NormSpec,
+        x: &CudaTensor,
+        weight: &CudaTensor,
+        stats: &CudaTensor,
+        dy: &CudaTensor,
+        dx: &mut CudaTensor,
+        write: Write,
+    ) -> Result<()> {
+        self.run_norm_backward(tokens, spec, x, weight, stats, dy, dx, write)
+    }
+
+    fn head_norm(
+        &self,
+        tokens: usize,
+        layout: &QkvLayout,
+        eps: f32,
+        raw: &CudaTensor,
+        q_weight: &CudaTensor,
+        k_weight: &CudaTensor,
+        qkv: &mut CudaTensor,
+    ) -> Result<()> {
+        self.run_head_norm(tokens, layout, eps, raw, q_weight, k_weight, qkv)
+    }
+
+    fn head_norm_backward(
+        &self,
+        tokens: usize,
+        layout: &QkvLayout,
+        eps: f32,
+        raw: &CudaTensor,
+        q_weight: &CudaTensor,
+        k_weight: &CudaTensor,
+        dqkv: &mut CudaTensor,
+    ) -> Result<()> {
+        self.run_head_norm_backward(tokens, layout, eps, raw, q_weight, k_weight, dqkv)
+    }
+
+    fn add(&self, tokens: usize, x: &CudaTensor, y: &mut CudaTensor) -> Result<()> {
+        self.run_add(tokens, x, y)
+    }
+
+    fn copy(&self, tokens: usize, x: &CudaTensor, y: &mut CudaTensor) -> Result<()> {
+        self.run_copy(tokens, x, y)
+    }
+
+    fn project(
+        &self,
+        tokens: usize,
+        projection: &Projection<Self>,
+        adapter: Option<Adapter<'_, Self>>,
+        x: &CudaTensor,
+        y: &mut CudaTensor,
+        hidden: Option<&mut CudaTensor>,
+        write: Write,
+    ) -> Result<()> {
+        self.run_project(tokens, projection, adapter, x, y, hidden, write)
+    }
+
+    fn project_backward(
+        &self,
+        tokens: usize,
+        projection: &Projection<Self>,
+        adapter: Option<(Adapter<'_, Self>, &mut CudaTensor)>,
+        x: &CudaTensor,
+        hidden: Option<&CudaTensor>,
+        dy: &CudaTensor,
+        dx: Option<(&mut CudaTensor, Write)>,
+    ) -> Result<()> {
+        self.run_project_backward(tokens, projection, adapter, x, hidden, dy, dx)
+    }
+
+    fn rope(
+        &self,
+        batch: &CudaBatch,
+        layout: &QkvLayout,
+        rope: &Rope<Self>,
+        qkv: &mut CudaTensor,
+        inverse: bool,
+    ) -> Result<()> {
+        self.run_rope(batch, layout, rope, qkv, inverse)
+    }
+
+    fn attention(
+        &self,
+        batch: &CudaBatch,
+        spec: &AttentionSpec<Self>,
+        qkv: &CudaTensor,
+        out: &mut CudaTensor,
+        lse: &mut CudaTensor,
+    ) -> Result<()> {
+        self.run_attention(batch, spec, qkv, out, lse)
+    }
+
+    fn attention_backward(
+        &self,
+        batch: &CudaBatch,
+        spec: &AttentionSpec<Self>,
+        qkv: &CudaTensor,
+        out: &CudaTensor,
+        lse: &CudaTensor,
+        dout: &CudaTensor,
+        dqkv: &mut CudaTensor,
+    ) -> Result<()> {
+        self.run_attention_backward(batch, spec, qkv, out, lse, dout, dqkv)
+    }
+
+    fn cache_write(
+        &self,
+        batch: &CudaBatch,
+        layout: &QkvLayout,
+        positions: usize,
+        qkv: &CudaTensor,
+        keys: &mut CudaTensor,
+        values: &mut CudaTensor,
+    ) -> Result<()> {
+        self.run_cache_write(batch, layout, positions, qkv, keys, values)
+    }
+
+    fn attention_cached(
+        &self,
+        batch: &CudaBatch,
+        spec: &AttentionSpec<Self>,
+        positions: usize,
+        qkv: &CudaTensor,
+        keys: &CudaTensor,
+        values: &CudaTensor,
+        out: &mut CudaTensor,
+    ) -> Result<()> {
+        self.run_attention_cached(batch, spec, positions, qkv, keys, values, out)
+    }
+
+    fn activation(&self, tokens: usize, kind: Activation, x: &CudaTensor, y: &mut CudaTensor) -> Result<()> {
+        self.run_activation(tokens, kind, x, y)
+    }
+
+    fn activation_backward(
+        &self,
+        tokens: usize,
+        kind: Activation,
+        x: &CudaTensor,
+        dy: &CudaTensor,
+        dx: &mut CudaTensor,
+    ) -> Result<()> {
+        self.run_activation_backward(tokens, kind, x, dy, dx)
+    }
+
+    fn gather_targets(
+        &self,
+        batch: &CudaBatch,
+        targets: Range<usize>,
+        x: &CudaTensor,
+        y: &mut CudaTensor,
+    ) -> Result<()> {
+        self.run_gather_targets(batch, targets, x, y)
+    }
+
+    fn gather_last(&self, batch: &CudaBatch, x: &CudaTensor, y: &mut CudaTensor) -> Result<()> {
+        self.run_gather_last(batch, x, y)
+    }
+
+    fn scatter_targets(
+        &self,
+        batch: &CudaBatch,
+        targets: Range<usize>,
+        x: &CudaTensor,
+        y: &mut CudaTensor,
+    ) -> Result<()> {
+        self.run_scatter_targets(batch, targets, x, y)
+    }
+
+    fn cross_entropy(
+        &self,
+        batch: &CudaBatch,
+        targets: Range<usize>,
+        logits: &mut CudaTensor,
+        loss: &mut CudaTensor,
+        gradient: Option<f32>,
+    ) -> Result<()> {
+        self.run_cross_entropy(batch, targets, logits, loss, gradient)
+    }
+
+    fn grad_norm(&self, grads: &CudaTensor, norm: &mut CudaTensor) -> Result<()> {
+        self.run_grad_norm(grads, norm)
+    }
+
+    fn adamw(
+        &self,
+        spec: AdamW,
+        grads: &CudaTensor,
+        norm: &CudaTensor,
+        params: &mut CudaTensor,
+        first_moment: &mut CudaTensor,
+        second_moment: &mut CudaTensor,
+    ) -> Result<()> {
+        self.run_adamw(spec, grads, norm, params, first_moment, second_moment)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With a card this opens it; without one the error must say what to do.
+    #[test]
+    fn without_a_card_the_error_says_what_to_do() {
+        match CudaBackend::new(CudaOptions::default()) {
+            Ok(backend) => assert!(!backend.name().is_empty()),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(["install", "nvidia-smi"].iter().any(|advice| text.contains(advice)), "{text}");
+            }
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! A card: its context, one stream, memory, events.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute};
+use eyas_backend::{Error, Result};
+
+use crate::library::Lib;
+
+/// An address in device memory, as kernels take it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub(crate) struct Ptr(pub u64);
+
+impl Ptr {
+    pub(crate) const NULL: Self = Self(0);
+
+    /// The address `bytes` further on.
+    pub(crate) fn add(self, bytes: usize) -> Self {
+        Self(self.0 + bytes as u64)
+    }
+
+    /// Whether 16-byte accesses may start here.
+    pub(crate) fn is_aligned(self) -> bool {
+        self.0.is_multiple_of(16)
+    }
+}
+
+/// A card's limits that decide how kernels are launched.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Compute capability, major and minor.
+    pub(crate) sm: (u32, u32),
+    /// Multiprocessors.
+    pub(crate) multiprocessors: u32,
+}
+
+/// A card's primary context and the one stream that all work goes through.
+#[derive(Debug)]
+pub(crate) struct Device {
+    /// Tells contexts apart even where the driver reuses an address.
+    id: usize,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    pub(crate) name: String,
+    pub(crate) limits: Limits,
+    memory_limit: u64,
+    used: AtomicU64,
+    peak: AtomicU64,
+}
+
+// SAFETY: a context and a stream may be used from any thread once the context is current there, which every method sees to.
+unsafe impl Send for Device {}
+// SAFETY: as above; the driver serialises calls on one stream.
+unsafe impl Sync for Device {}
+
+/// Starts the driver. An error where there is none.
+pub(crate) fn init() -> Result<()> {
+    Lib::Driver.require()?;
+    result::init().map_err(|e| {
+        let advice = match e.0 {
+            sys::CUresult::CUDA_ERROR_NO_DEVICE => {
+                "no NVIDIA card is visible; see CUDA_VISIBLE_DEVICES and `nvidia-smi`"
+            }
+            _ => "the NVIDIA driver does not start; see `nvidia-smi`",
+        };
+        Error::Device { device: "CUDA".into(), reason: format!("{}: {advice}", describe(e)) }
+    })
+}
+
+/// The driver's own words.
+pub(crate) fn describe(error: DriverError) -> String {
+    let name = error.error_name().ok().and_then(|n| n.to_str().ok()).unwrap_or("unknown error");
+    let text = error.error_string().ok().and_then(|n| n.to_str().ok()).unwrap_or("");
+    format!("{name} ({text})")
+}
+
+pub(crate) fn attribute(device: sys::CUdevice, attribute: Attribute) -> Result<u32, DriverError> {
+    // SAFETY: `device` came from `cuDeviceGet`.
+    unsafe { result::device::get_attribute(device, attribute) }.map(|v| v.max(0) as u32)
+}
+
+pub(crate) fn limits(device: sys::CUdevice) -> Result<Limits, DriverError> {
+    Ok(Limits {
+        sm: (
+            attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        multiprocessors: attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+    })
+}
+
+impl Device {
+    /// Opens card `ordinal`; allocations stay below `memory_limit` bytes.
+    pub(crate) fn open(ordinal: usize, memory_limit: Option<u64>) -> Result<Self> {
+        init()?;
+        let fail = |what: &str, e: DriverError| Error::Device {
+            device: format!("CUDA device {ordinal}"),
+            reason: format!("{what}: {}", describe(e)),
+        };
+        let count = result::device::get_count().map_err(|e| fail("counting cards", e))?;
+        if ordinal >= count as usize {
+            return Err(Error::Device {
+                device: format!("CUDA device {ordinal}"),
+                reason: format!(
+                    "there are {count} cards, numbered from 0; see `nvidia-smi` and CUDA_VISIBLE_DEVICES"
+                ),
+            });
+        }
+        let device = result::device::get(ordinal as i32).map_err(|e| fail("opening", e))?;
+        let name = result::device::get_name(device).map_err(|e| fail("reading its name", e))?;
+        let limits = limits(device).map_err(|e| fail("reading its limits", e))?;
+        if limits.sm < (7, 5) {
+            return Err(Error::Device {
+                device: name,
+                reason: format!(
+                    "compute capability {}.{} is too old; 7.5 or newer is needed",
+                    limits.sm.0, limits.sm.1
+                ),
+            });
+        }
+        // SAFETY: `device` is valid; the context is released in `drop`.
+        let context =
+            unsafe { result::primary_ctx::retain(device) }.map_err(|e| fail("creating a context", e))?;
+        // SAFETY: `context` was just retained.
+        let stream = unsafe { result::ctx::set_current(context) }
+            .and_then(|()| result::stream::create(result::stream::StreamKind::NonBlocking))
+            .map_err(|e| fail("creating a stream", e))?;
+        static NEXT_ID: AtomicUsize = AtomicUsize::new(1);
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        Ok(Self {
+            id,
+            device,
+            context,
+            stream,
+            name,
+            limits,
+            memory_limit: memory_limit.unwrap_or(u64::MAX),
+            used: AtomicU64::new(0),
+            peak: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn error(&self, what: &str, e: DriverError) -> Error {
+        Error::Device { device: self.name.clone(), reason: format!("{what}: {}", describe(e)) }
+    }
+
+    /// Makes the context current on this thread.
+    pub(crate) fn bind(&self) -> Result<()> {
+        thread_local!(static CURRENT: std::cell::Cell<usize> = const { std::cell::Cell::new(0) });
+        CURRENT.with(|current| {
+            if current.get() != self.id {
+                // SAFETY: the context is retained as long as `self` lives.
+                unsafe { result::ctx::set_current(self.context) }.map_err(|e| self.error("binding", e))?;
+                current.set(self.id);
+            }
+            Ok(())
+        })
+    }
+
+    pub(crate) fn stream(&self) -> sys::CUstream {
+        self.stream
+    }
+
+    pub(crate) fn synchronize(&self) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the stream lives as long as `self`.
+        unsafe { result::stream::synchronize(self.stream) }
+            .map_err(|e| self.error("running what was queued", e))
+    }
+
+    /// Bytes free, those that the limit still allows, and bytes in use by this process' buffers.
+    pub(crate) fn memory(&self) -> Result<(u64, u64, u64)> {
+        self.bind()?;
+        let (free, total) = result::mem_get_info().map_err(|e| self.error("reading its memory", e))?;
+        let used = self.used.load(Ordering::Relaxed);
+        Ok(((free as u64).min(self.memory_limit.saturating_sub(used)), total as u64, used))
+    }
+
+    /// The most bytes that buffers ever held together.
+    pub(crate) fn peak_bytes(&self) -> u64 {
+        self.peak.load(Ordering::Relaxed)
+    }
+
+    /// Allocates; contents are undefined.
+    pub(crate) fn alloc(self: &Arc<Self>, bytes: usize) -> Result<Buffer> {
+        self.bind()?;
+        // The driver's granularity; it also gives an empty buffer an address.
+        let bytes = bytes.max(1).checked_next_multiple_of(512).ok_or_else(|| self.out_of_memory(u64::MAX))?;
+        let used = self.used.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
+        let allocated = if used > self.memory_limit {
+            None
+        } else {
+            // SAFETY: a context is current; the memory is freed by `Buffer::drop`.
+            unsafe { result::malloc_sync(bytes) }.ok()
+        };
+        match allocated {
+            Some(ptr) => {
+                self.peak.fetch_max(used, Ordering::Relaxed);
+                Ok(Buffer { ptr: Ptr(ptr), bytes, device: Arc::clone(self) })
+            }
+            None => {
+                self.used.fetch_sub(bytes as u64, Ordering::Relaxed);
+                Err(self.out_of_memory(bytes as u64))
+            }
+        }
+    }
+
+    fn out_of_memory(&self, requested: u64) -> Error {
+        let available = self.memory().map_or(0, |(free, _, _)| free);
+        Error::OutOfMemory { device: self.name.clone(), requested, available }
+    }
+
+    /// Queues a fill with zero bytes.
+    pub(crate) fn zero(&self, ptr: Ptr, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: callers pass ranges of live buffers.
+        unsafe { result::memset_d8_async(ptr.0, 0, bytes, self.stream) }
+            .map_err(|e| self.error("clearing memory", e))
+    }
+
+    /// Queues a copy from host memory. Asynchronous only where `from` is pinned.
+    ///
+    /// # Safety
+    /// `from` stays as it is until the copy has run, where it is pinned.
+    pub(crate) unsafe fn copy_in(&self, to: Ptr, from: &[u8]) -> Result<()> {
+        self.bind()?;
+        // SAFETY: callers pass ranges of live buffers.
+        unsafe { result::memcpy_htod_async(to.0, from, self.stream) }
+            .map_err(|e| self.error("copying to it", e))
+    }
+
+    /// Queues a copy to host memory. Asynchronous only where `to` is pinned.
+    ///
+    /// # Safety
+    /// `to` is neither read nor written until the copy has run, where it is pinned.
+    pub(crate) unsafe fn copy_out(&self, to: &mut [u8], from: Ptr) -> Result<()> {
+        self.bind()?;
+        // SAFETY: callers pass ranges of live buffers.
+        unsafe { result::memcpy_dtoh_async(to, from.0, self.stream) }
+            .map_err(|e| self.error("copying from it", e))
+    }
+
+    /// A point in the stream.
+    pub(crate) fn event(self: &Arc<Self>) -> Result<Event> {
+        self.bind()?;
+        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)
+            .map_err(|e| self.error("creating an event", e))?;
+        Ok(Event { event, device: Arc::clone(self) })
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // SAFETY: everything that holds memory or events of the device holds the device too, so this comes last.
+        // Errors have nobody left to hear them.
+        unsafe {
+            let _ = result::ctx::set_current(self.context);
+            let _ = result::stream::synchronize(self.stream);
+            let _ = result::stream::destroy(self.stream);
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}
+
+/// Device memory.
+#[derive(Debug)]
+pub(crate) struct Buffer {
+    ptr: Ptr,
+    bytes: usize,
+    device: Arc<Device>,
+}
+
+impl Buffer {
+    pub(crate) fn ptr(&self) -> Ptr {
+        self.ptr
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if self.device.bind().is_ok() {
+            // SAFETY: the pointer came from `malloc_sync`; freeing waits for work that uses it.
+            let _ = unsafe { result::free_sync(self.ptr.0) };
+            self.device.used.fetch_sub(self.bytes as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Pinned host memory, cached by the processor.
+#[derive(Debug)]
+pub(crate) struct Pinned {
+    ptr: *mut u8,
+    bytes: usize,
+    device: Arc<Device>,
+}
+
+// SAFETY: plain host memory, owned by the value.
+unsafe impl Send for Pinned {}
+// SAFETY: shared references only read it.
+unsafe impl Sync for Pinned {}
+
+impl Pinned {
+    pub(crate) fn new(device: &Arc<Device>, bytes: usize) -> Result<Self> {
+        device.bind()?;
+        // SAFETY: a context is current; the memory is freed by `drop`. No flag: not write-combined.
+        let ptr: *mut c_void =
+            unsafe { result::malloc_host(bytes, 0) }.map_err(|e| device.error("pinning host memory", e))?;
+        Ok(Self { ptr: ptr.cast(), bytes, device: Arc::clone(device) })
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: `bytes` bytes were allocated, the driver hands out initialised pages, and the borrow is unique.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr, self.bytes) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if self.device.bind().is_ok() {
+            // SAFETY: the pointer came from `malloc_host`.
+            let _ = unsafe { result::free_host(self.ptr.cast()) };
+        }
+    }
+}
+
+/// A point in the stream that can be waited for and timed.
+#[derive(Debug)]
+pub(crate) struct Event {
+    event: sys::CUevent,
+    device: Arc<Device>,
+}
+
+// SAFETY: events may be used from any thread of the process.
+unsafe impl Send for Event {}
+// SAFETY: as above.
+unsafe impl Sync for Event {}
+
+impl Event {
+    pub(crate) fn record(&self) -> Result<()> {
+        self.device.bind()?;
+        // SAFETY: event and stream are alive.
+        unsafe { result::event::record(self.event, self.device.stream) }
+            .map_err(|e| self.device.error("recording an event", e))
+    }
+
+    pub(crate) fn wait(&self) -> Result<()> {
+        self.device.bind()?;
+        // SAFETY: the event is alive.
+        unsafe { result::event::synchronize(self.event) }
+            .map_err(|e| self.device.error("running what was queued", e))
+    }
+
+    /// Milliseconds from `self` to `later`; both have been waited for.
+    pub(crate) fn milliseconds_to(&self, later: &Self) -> Result<f32> {
+        // SAFETY: both events are alive.
+        unsafe { result::event::elapsed(self.event, later.event) }.map_err(|e| self.device.error("timing", e))
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if self.device.bind().is_ok() {
+            // SAFETY: the event came from `event::create`.
+            let _ = unsafe { result::event::destroy(self.event) };
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Embedding, sums, copies, gathers and scatters of rows. See `kernels/elementwise.cu`.
+
+use std::ops::Range;
+
+use eyas_backend::Result;
+
+use crate::backend::CudaBackend;
+use crate::kernels::{Grid, args};
+use crate::tensor::{check, is_vector};
+use crate::weight::{Kind, type_number};
+use crate::{CudaBatch, CudaTensor, CudaWeight};
+
+/// A block a row of `n`, eight columns a thread.
+fn row_grid(rows: usize, n: usize) -> Grid {
+    Grid::new(rows, n.div_ceil(8).next_multiple_of(32).clamp(32, 256) as u32)
+}
+
+impl CudaBackend {
+    pub(crate) fn run_embed(&self, batch: &CudaBatch, table: &CudaWeight, x: &mut CudaTensor) -> Result<()> {
+        let (op, n, tokens) = ("embed", table.cols, batch.tokens());
+        check(op, "x", x, tokens, n, self.dtype)?;
+        batch.check_ids(op, table.rows)?;
+        match table.kind {
+            Kind::Dense(dtype) => {
+                let vector = i32::from(is_vector(table.ptr(), n));
+                self.kernels.launch(
+                    "embed_dense",
+                    self.dtype,
+                    row_grid(tokens, n),
+                    args![batch.ids(), table.ptr(), type_number(dtype), x.ptr(), n as i32, vector],
+                )
+            }
+            Kind::Quantised(arg) => self.kernels.launch(
+                "embed_quantized",
+                self.dtype,
+                Grid::new(tokens, 256),
+                args![batch.ids(), arg, x.ptr(), n as i32],
+            ),
+        }
+    }
+
+    pub(crate) fn run_add(&self, tokens: usize, x: &CudaTensor, y: &mut CudaTensor) -> Result<()> {
+        self.rows_op("add", "add_rows", tokens, x, y)
+    }
+
+    pub(crate) fn run_copy(&self, tokens: usize, x: &CudaTensor, y: &mut CudaTensor) -> Result<()> {
+        self.rows_op("copy", "copy_rows", tokens, x, y)
+    }
+
+    fn rows_op(
+        &self,
+        op: &'static str,
+        kernel: &'static str,
+        tokens: usize,
+        x: &CudaTensor,
+        y: &mut CudaTensor,
+    ) -> Result<()> {
+        let n = x.cols();
+        check(op, "x", x, tokens, n, self.dtype)?;
+        check(op, "y", y, tokens, n, self.dtype)?;
+        let len = tokens * n;
+        let grid = Grid::over(len.div_ceil(8));
+        self.kernels.launch(kernel, self.dtype, grid, args![x.ptr(), y.ptr(), len as u64, 1i32])
+    }
+
+    pub(crate) fn run_gather_targets(
+        &self,
+        batch: &CudaBatch,
+        targets: Range<usize>,
+        x: &CudaTensor,
+        y: &mut CudaTensor,
+    ) -> Result<()> {
+        let (op, n) = ("gather_targets", x.cols());
+        check(op, "x", x, batch.tokens(), n, self.dtype)?;
+        check(op, "y", y, targets.len(), n, self.dtype)?;
+        batch.check_range(op, &targets)?;
+        let rows = batch.rows_with_target(targets.start);
+        self.gather(targets.len(), rows, x, y, 0)
+    }
+
+    pub(crate) fn run_gather_last(
+        &self,
+        batch: &CudaBatch,
+        x: &CudaTensor,
+        y: &mut CudaTensor,
+    ) -> Result<()> {
+        let (op, n) = ("gather_last", x.cols());
+        check(op, "x", x, batch.tokens(), n, self.dtype)?;
+        check(op, "y", y, batch.sequences(), n, self.dtype)?;
+        self.gather(batch.sequences(), batch.starts(), x, y, 1)
+    }
+
+    fn gather(
+        &self,
+        count: usize,
+        rows: crate::device::Ptr,
+        x: &CudaTensor,
+        y: &mut CudaTensor,
+        last: i32,
+    ) -> Result<()> {
+        let n = x.cols();
+        let vector = i32::from(is_vector(x.ptr(), n));
+        self.kernels.launch(
+            "gather_rows",
+            self.dtype,
+            row_grid(count, n),
+            args![x.ptr(), rows, y.ptr(), n as i32, last, vector],
+        )
+    }
+
+    pub(crate) fn run_scatter_targets(
+        &self,
+        batch: &CudaBatch,
+        targets: Range<usize>,
+        x: &CudaTensor,
+        y: &mut CudaTensor,
+    ) -> Result<()> {
+        let (op, n) = ("scatter_targets", x.cols());
+        check(op, "x", x, targets.len(), n, self.dtype)?;
+        check(op, "y", y, batch.tokens(), n, self.dtype)?;
+        batch.check_range(op, &targets)?;
+        let (rows, vector) = (batch.rows_with_target(targets.start), i32::from(is_vector(x.ptr(), n)));
+        self.kernels.launch(
+            "scatter_rows",
+            self.dtype,
+            row_grid(targets.len(), n),
+            args![x.ptr(), rows, y.ptr(), n as i32, vector],
+        )
+    }
+}

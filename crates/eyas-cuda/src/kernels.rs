@@ -1,0 +1,300 @@
+//! The table of kernels, and how one is launched.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::{Arc, OnceLock};
+
+use cudarc::driver::{result, sys};
+use eyas_backend::{Dtype, Error, Result};
+
+use crate::compile::Compiler;
+use crate::device::{Device, Ptr};
+
+const MANIFEST: &str = include_str!("kernels/manifest.txt");
+const PRELUDE: &str = include_str!("kernels/prelude.cuh");
+
+/// The kernel files. A new one needs a line here and a line in the manifest.
+const SOURCES: [(&str, &str); 12] = [
+    ("activation", include_str!("kernels/activation.cu")),
+    ("attention", include_str!("kernels/attention.cu")),
+    ("cache", include_str!("kernels/cache.cu")),
+    ("elementwise", include_str!("kernels/elementwise.cu")),
+    ("few_rows", include_str!("kernels/few_rows.cu")),
+    ("loss", include_str!("kernels/loss.cu")),
+    ("norm", include_str!("kernels/norm.cu")),
+    ("optimizer", include_str!("kernels/optimizer.cu")),
+    ("quantize", include_str!("kernels/quantize.cu")),
+    ("rope", include_str!("kernels/rope.cu")),
+    ("thin", include_str!("kernels/thin.cu")),
+    ("weight", include_str!("kernels/weight.cu")),
+];
+
+/// A line of the manifest.
+#[derive(Debug, PartialEq)]
+struct Entry {
+    file: &'static str,
+    elements: Vec<&'static str>,
+    kernels: Vec<&'static str>,
+}
+
+fn manifest() -> impl Iterator<Item = Entry> {
+    MANIFEST.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let (file, elements) = (words.next()?, words.next()?);
+        Some(Entry { file, elements: elements.split(',').collect(), kernels: words.collect() })
+    })
+}
+
+pub(crate) fn element_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => "f32",
+        Dtype::Bf16 => "bf16",
+        Dtype::F16 => "f16",
+    }
+}
+
+/// A file compiled for an element type.
+#[derive(Debug)]
+struct Module {
+    file: &'static str,
+    source: &'static str,
+    element: &'static str,
+    functions: Vec<&'static str>,
+    loaded: OnceLock<HashMap<&'static str, Function>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Function(sys::CUfunction);
+
+// SAFETY: function handles may be used from any thread with the context current.
+unsafe impl Send for Function {}
+// SAFETY: as above.
+unsafe impl Sync for Function {}
+
+/// How many threads run a kernel, and the shared memory of a block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grid {
+    pub(crate) blocks: [u32; 3],
+    pub(crate) threads: u32,
+    pub(crate) shared: u32,
+}
+
+impl Grid {
+    pub(crate) fn new(blocks: usize, threads: u32) -> Self {
+        Self { blocks: [blocks as u32, 1, 1], threads, shared: 0 }
+    }
+
+    /// Blocks of 256 threads for `items` in a loop over the grid: enough to fill any card.
+    pub(crate) fn over(items: usize) -> Self {
+        Self::new(items.div_ceil(256).clamp(1, 132 * 64), 256)
+    }
+}
+
+/// A value that a kernel takes, of the same size and layout there.
+///
+/// # Safety
+/// Implemented for types whose bytes are what the kernel expects.
+pub(crate) unsafe trait KernelArg: Copy {}
+// SAFETY: plain numbers of the same size in CUDA C++.
+unsafe impl KernelArg for i32 {}
+// SAFETY: as above.
+unsafe impl KernelArg for u32 {}
+// SAFETY: as above.
+unsafe impl KernelArg for u64 {}
+// SAFETY: as above.
+unsafe impl KernelArg for f32 {}
+// SAFETY: a pointer of 64 bits.
+unsafe impl KernelArg for Ptr {}
+
+pub(crate) fn kernel_arg<T: KernelArg>(value: &T) -> *mut c_void {
+    std::ptr::from_ref(value).cast_mut().cast()
+}
+
+/// The arguments of a launch, in the kernel's order.
+macro_rules! args {
+    ($($value:expr),* $(,)?) => { &mut [$($crate::kernels::kernel_arg(&$value)),*] };
+}
+pub(crate) use args;
+
+/// All kernels of the manifest for one card, compiled at first use.
+#[derive(Debug)]
+pub(crate) struct Kernels {
+    device: Arc<Device>,
+    compiler: Compiler,
+    modules: Vec<Module>,
+    /// Kernel name and element type to module.
+    index: HashMap<(&'static str, &'static str), usize>,
+}
+
+impl Kernels {
+    /// Opens NVRTC and compiles what `element` needs, on several threads, unless the cache has it.
+    pub(crate) fn new(device: &Arc<Device>, element: Dtype) -> Result<Self> {
+        let compiler = Compiler::new(device.limits.sm)?;
+        let (mut modules, mut index) = (Vec::new(), HashMap::new());
+        for entry in manifest() {
+            let source = SOURCES.iter().find(|(file, _)| *file == entry.file).map(|(_, source)| *source);
+            let source = source.ok_or_else(|| unknown(entry.file))?;
+            for element in entry.elements {
+                index.extend(entry.kernels.iter().map(|kernel| ((*kernel, element), modules.len())));
+                let (file, functions) = (entry.file, entry.kernels.clone());
+                modules.push(Module { file, source, element, functions, loaded: OnceLock::new() });
+            }
+        }
+        let kernels = Self { device: Arc::clone(device), compiler, modules, index };
+        kernels.prepare(element_name(element))?;
+        Ok(kernels)
+    }
+
+    fn prepare(&self, element: &str) -> Result<()> {
+        let wanted: Vec<&Module> = self
+            .modules
+            .iter()
+            .filter(|m| m.element == element || m.functions.contains(&"adamw") || m.file == "quantize")
+            .collect();
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(wanted.len());
+        let cubins: Vec<OnceLock<Result<Vec<u8>>>> = wanted.iter().map(|_| OnceLock::new()).collect();
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    loop {
+                        let i = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                        let Some(module) = wanted.get(i) else { break };
+                        let _ = cubins[i].set(self.cubin(module));
+                    }
+                });
+            }
+        });
+        for (module, cubin) in wanted.into_iter().zip(cubins) {
+            let cubin = cubin.into_inner().unwrap_or_else(|| self.cubin(module))?;
+            let functions = self.load(module, &cubin)?;
+            let _ = module.loaded.set(functions);
+        }
+        Ok(())
+    }
+
+    fn cubin(&self, module: &Module) -> Result<Vec<u8>> {
+        let source = format!("{PRELUDE}\n#line 1 \"{}.cu\"\n{}", module.file, module.source);
+        self.compiler.cubin(module.file, &source, module.element)
+    }
+
+    fn load(&self, module: &Module, cubin: &[u8]) -> Result<HashMap<&'static str, Function>> {
+        self.device.bind()?;
+        let fail = |e| self.device.error(&format!("loading {}.cu", module.file), e);
+        // SAFETY: NVRTC's machine code carries its own length; it stays alive during the call. Modules live as long as
+        // the context.
+        let handle = unsafe { result::module::load_data(cubin.as_ptr().cast()) }.map_err(fail)?;
+        let mut functions = HashMap::new();
+        for &name in &module.functions {
+            let text = CString::new(name).map_err(|_| unknown(name))?;
+            // SAFETY: the module is loaded.
+            let function = unsafe { result::module::get_function(handle, text) }.map_err(fail)?;
+            functions.insert(name, Function(function));
+        }
+        Ok(functions)
+    }
+
+    fn function(&self, kernel: &'static str, element: Dtype) -> Result<Function> {
+        let index = self
+            .index
+            .get(&(kernel, element_name(element)))
+            .or_else(|| self.index.get(&(kernel, "f32")))
+            .ok_or_else(|| unknown(kernel))?;
+        let module = &self.modules[*index];
+        let functions = match module.loaded.get() {
+            Some(functions) => functions,
+            None => {
+                let functions = self.load(module, &self.cubin(module)?)?;
+                module.loaded.get_or_init(|| functions)
+            }
+        };
+        functions.get(kernel).copied().ok_or_else(|| unknown(kernel))
+    }
+
+    /// Queues a kernel. `args` are the kernel's parameters in its order, made by [`args!`]; buffers behind their
+    /// pointers live until the kernel has run, which holds for all memory of a [`Device`]: freeing waits.
+    ///
+    /// Empty grids launch nothing.
+    pub(crate) fn launch(
+        &self,
+        kernel: &'static str,
+        element: Dtype,
+        grid: Grid,
+        args: &mut [*mut c_void],
+    ) -> Result<()> {
+        if grid.blocks.contains(&0) {
+            return Ok(());
+        }
+        self.device.bind()?;
+        let function = self.function(kernel, element)?;
+        let fail = |e| self.device.error(&format!("launching {kernel}"), e);
+        if grid.shared > 48 << 10 {
+            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function belongs to a loaded module.
+            unsafe { result::function::set_function_attribute(function.0, attribute, grid.shared as i32) }
+                .map_err(fail)?;
+        }
+        let [x, y, z] = grid.blocks;
+        // SAFETY: the arguments match the kernel's parameters, which the parity tests of every operation exercise.
+        unsafe {
+            result::launch_kernel(
+                function.0,
+                (x, y, z),
+                (grid.threads, 1, 1),
+                grid.shared,
+                self.device.stream(),
+                args,
+            )
+        }
+        .map_err(fail)
+    }
+}
+
+fn unknown(name: &str) -> Error {
+    Error::Device { device: "CUDA".into(), reason: format!("{name} is not in the table of kernels") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names after `KERNEL`, its launch bounds aside; macros that make kernels name them by pasting.
+    fn kernels_of(source: &str) -> Vec<String> {
+        let mut names = Vec::new();
+        for rest in source.split("KERNEL ").skip(1) {
+            let Some(start) = rest.find("void ") else { continue };
+            let name: String = rest[start + 5..]
+                .chars()
+                .take_while(|c| c.is_alphanumeric() || *c == '_' || *c == '#')
+                .collect();
+            match name.strip_suffix("##R") {
+                Some(stem) => names.extend(["32", "64", "96"].map(|r| format!("{stem}{r}"))),
+                None => names.push(name),
+            }
+        }
+        names.sort();
+        // A kernel may have a plain version beside the fast one.
+        names.dedup();
+        names
+    }
+
+    #[test]
+    fn the_manifest_lists_every_kernel_of_every_file() {
+        let entries: Vec<Entry> = manifest().collect();
+        assert_eq!(entries.iter().map(|e| e.file).collect::<Vec<_>>(), SOURCES.map(|(file, _)| file));
+        for (entry, (_, source)) in entries.iter().zip(SOURCES) {
+            let mut listed: Vec<String> = entry.kernels.iter().map(|k| k.to_string()).collect();
+            listed.sort();
+            assert_eq!(listed, kernels_of(source), "{}.cu", entry.file);
+        }
+    }
+
+    #[test]
+    fn kernel_names_are_unique() {
+        let mut names: Vec<&str> = manifest().flat_map(|entry| entry.kernels).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}

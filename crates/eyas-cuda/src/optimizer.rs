@@ -1,0 +1,93 @@
+//! The gradient's norm and AdamW. See `kernels/optimizer.cu`.
+
+use eyas_backend::{AdamW, Dtype, Result};
+
+use crate::CudaTensor;
+use crate::backend::CudaBackend;
+use crate::kernels::{Grid, KernelArg, args};
+use crate::scratch::Slot;
+use crate::tensor::check;
+
+/// Blocks of the norm's first level: the same on every card, so that its order is.
+const NORM_BLOCKS: usize = 1024;
+
+/// `AdamW` of optimizer.cu.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct AdamWArg {
+    beta1: f32,
+    beta2: f32,
+    eps: f32,
+    decay: f32,
+    step_size: f32,
+    root_correction: f32,
+    max_grad_norm: f32,
+}
+// SAFETY: the layout is that of `AdamW` in optimizer.cu.
+unsafe impl KernelArg for AdamWArg {}
+
+impl CudaBackend {
+    pub(crate) fn run_grad_norm(&self, grads: &CudaTensor, norm: &mut CudaTensor) -> Result<()> {
+        let op = "grad_norm";
+        check(op, "grads", grads, 1, grads.cols(), Dtype::F32)?;
+        check(op, "norm", norm, 1, 1, Dtype::F32)?;
+        let mut scratch = self.scratch.lock();
+        let partial = scratch.get(Slot::Rows, NORM_BLOCKS * 8)?;
+        let len = grads.len() as u64;
+        self.kernels.launch(
+            "grad_norm_partial",
+            Dtype::F32,
+            Grid::new(NORM_BLOCKS, 256),
+            args![grads.ptr(), len, partial],
+        )?;
+        self.kernels.launch(
+            "grad_norm_finish",
+            Dtype::F32,
+            Grid::new(1, 256),
+            args![partial, NORM_BLOCKS as i32, norm.ptr()],
+        )
+    }
+
+    pub(crate) fn run_adamw(
+        &self,
+        spec: AdamW,
+        grads: &CudaTensor,
+        norm: &CudaTensor,
+        params: &mut CudaTensor,
+        first_moment: &mut CudaTensor,
+        second_moment: &mut CudaTensor,
+    ) -> Result<()> {
+        let (op, n) = ("adamw", grads.cols());
+        check(op, "grads", grads, 1, n, Dtype::F32)?;
+        check(op, "norm", norm, 1, 1, Dtype::F32)?;
+        check(op, "params", params, 1, n, Dtype::F32)?;
+        check(op, "first_moment", first_moment, 1, n, Dtype::F32)?;
+        check(op, "second_moment", second_moment, 1, n, Dtype::F32)?;
+        // Powers in f64, as PyTorch has them.
+        let correction = |beta: f32| 1.0 - f64::from(beta).powi(spec.step as i32);
+        let arg = AdamWArg {
+            beta1: spec.beta1,
+            beta2: spec.beta2,
+            eps: spec.eps,
+            decay: 1.0 - spec.lr * spec.weight_decay,
+            step_size: (f64::from(spec.lr) / correction(spec.beta1)) as f32,
+            root_correction: (1.0 / correction(spec.beta2).sqrt()) as f32,
+            max_grad_norm: spec.max_grad_norm.unwrap_or(f32::INFINITY),
+        };
+        let len = grads.len();
+        self.kernels.launch(
+            op,
+            Dtype::F32,
+            Grid::over(len.div_ceil(4)),
+            args![
+                arg,
+                grads.ptr(),
+                norm.ptr(),
+                params.ptr(),
+                first_moment.ptr(),
+                second_moment.ptr(),
+                len as u64
+            ],
+        )
+    }
+}
