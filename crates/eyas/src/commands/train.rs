@@ -1,0 +1,97 @@
+//! `eyas train`: fine-tune a model by a recipe.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use eyas_backend::Backend;
+use eyas_model::Model;
+use eyas_train::plan::available_memory;
+use eyas_train::recipe::ResumeFrom;
+use eyas_train::{Ending, ExtraFile, Job, Outcome, Recipe, Rows, Trainer};
+
+use crate::cli::TrainArgs;
+use crate::progress::TrainBar;
+use crate::session::{self, Files, RECIPE_FILE};
+
+pub fn run(args: TrainArgs) -> Result<ExitCode> {
+    let mut recipe = session::recipe(&args.recipe)?;
+    if let Some(model) = args.model {
+        recipe.model.model_name_or_path = Some(model);
+    }
+    if let Some(dataset) = args.dataset {
+        recipe.data.dataset = Some(dataset);
+    }
+    if let Some(output) = args.output {
+        recipe.training.output_dir = output.display().to_string();
+    }
+    if args.resume {
+        recipe.training.resume_from_checkpoint = ResumeFrom::Last;
+    }
+    for assignment in &args.set {
+        recipe.set(assignment)?;
+    }
+    recipe.validate()?;
+    let name = recipe
+        .model
+        .model_name_or_path
+        .clone()
+        .context("no model is named; give --model, or set model_name_or_path in the recipe")?;
+    let files = Files::open(&name)?;
+    let rows = Rows::load(&recipe, &files.tokenizer, files.template.clone())?;
+    eprintln!("{rows}");
+    let backend = session::cpu(&recipe, args.threads)?;
+    let model = files.load(&backend, &recipe, recipe.data.max_length)?;
+    let outcome = train(&backend, &model, &recipe, &rows)?;
+    Ok(report(&recipe, &outcome))
+}
+
+/// Runs a recipe, with a bar, until it is done or Ctrl-C stops it.
+pub fn train<B: Backend>(backend: &B, model: &Model<B>, recipe: &Recipe, rows: &Rows) -> Result<Outcome> {
+    let stop = crate::interrupt::stop_flag()?;
+    let mut trainer = Trainer::new(Job {
+        backend,
+        model,
+        recipe,
+        train: &rows.train,
+        eval: &rows.eval,
+        free_memory: available_memory(),
+        extra_files: vec![ExtraFile { name: RECIPE_FILE.into(), contents: recipe.to_toml().into_bytes() }],
+    })?;
+    let mut bar = TrainBar::new();
+    Ok(trainer.run(&mut bar, &stop)?)
+}
+
+/// What a run came to, and the way on.
+pub fn report(recipe: &Recipe, outcome: &Outcome) -> ExitCode {
+    let folder = Path::new(&recipe.training.output_dir).display();
+    match outcome.ending {
+        Ending::Finished => {
+            let rate = outcome.num_tokens as f64 / outcome.train_seconds.max(f64::EPSILON);
+            println!(
+                "trained for {:.0} s on {} tokens ({rate:.0} tokens/s); the adapter is in {folder}",
+                outcome.train_seconds, outcome.num_tokens
+            );
+            if let (Some(first), Some(last)) = (outcome.first_evaluation, outcome.last_evaluation) {
+                println!(
+                    "held-out loss {first:.3} -> {last:.3}, perplexity {:.2} -> {:.2}",
+                    first.exp(),
+                    last.exp()
+                );
+            }
+            println!("next: eyas compare --adapter {folder}");
+            ExitCode::SUCCESS
+        }
+        Ending::Interrupted => {
+            match &outcome.checkpoint {
+                Some(checkpoint) => println!(
+                    "stopped after step {}; {} is saved. To go on, run the same command with --resume",
+                    outcome.global_step,
+                    checkpoint.display()
+                ),
+                None => println!("stopped before the first step; nothing was saved"),
+            }
+            ExitCode::from(130)
+        }
+    }
+}

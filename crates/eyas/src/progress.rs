@@ -1,0 +1,188 @@
+//! Progress bars: on a terminal they move; elsewhere a few plain lines stand for them.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use eyas_train::plan::display_bytes;
+use eyas_train::{Event, Observer};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// A bar of bytes, for loading.
+pub struct LoadBar {
+    bar: ProgressBar,
+}
+
+impl LoadBar {
+    /// An empty bar.
+    pub fn new(what: &str) -> Self {
+        let bar = hidden_unless_terminal(0);
+        bar.set_style(style("{msg} {wide_bar:.cyan/dim} {bytes}/{total_bytes} {binary_bytes_per_sec}"));
+        bar.set_message(what.to_owned());
+        Self { bar }
+    }
+
+    /// Moves it.
+    pub fn set(&self, done: u64, total: u64) {
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+    }
+
+    /// Takes it away.
+    pub fn finish(self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// A bar of things counted, for evaluations.
+pub fn count_bar(what: &str, total: u64) -> ProgressBar {
+    let bar = hidden_unless_terminal(total);
+    bar.set_style(style("{msg} {wide_bar:.cyan/dim} {pos}/{len} {eta} left"));
+    bar.set_message(what.to_owned());
+    bar
+}
+
+fn hidden_unless_terminal(total: u64) -> ProgressBar {
+    if std::io::stderr().is_terminal() { ProgressBar::new(total) } else { ProgressBar::hidden() }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━━─")
+}
+
+/// Shows a training run: a bar with loss, rate, time left and memory.
+pub struct TrainBar {
+    bar: ProgressBar,
+    terminal: bool,
+    evaluation: Option<ProgressBar>,
+    steps: u64,
+    tokens: u64,
+    seconds: f64,
+    micro_batches: (usize, usize),
+    loss: Option<f64>,
+    last_line: Option<Instant>,
+}
+
+impl TrainBar {
+    /// Nothing is shown until the run starts.
+    pub fn new() -> Self {
+        Self {
+            bar: ProgressBar::hidden(),
+            terminal: std::io::stderr().is_terminal(),
+            evaluation: None,
+            steps: 0,
+            tokens: 0,
+            seconds: 0.0,
+            micro_batches: (0, 1),
+            loss: None,
+            last_line: None,
+        }
+    }
+
+    fn say(&self, line: &str) {
+        if self.terminal { self.bar.println(line) } else { eprintln!("{line}") }
+    }
+
+    fn message(&self) -> String {
+        let loss = self.loss.map_or_else(|| "loss -".into(), |loss| format!("loss {loss:.3}"));
+        let rate = if self.seconds > 0.0 { self.tokens as f64 / self.seconds } else { 0.0 };
+        let memory = resident_memory().map_or_else(String::new, |bytes| format!(", {}", display_bytes(bytes)));
+        format!("{loss}, {rate:.0} tokens/s{memory}")
+    }
+
+    fn time_left(&self) -> String {
+        let Some(total) = self.bar.length().filter(|_| self.steps > 0) else { return "-".into() };
+        let a_step = self.seconds / self.steps as f64;
+        let done = self.bar.position() as f64 / MICRO as f64;
+        let left = (total as f64 / MICRO as f64 - done) * a_step;
+        let left = Duration::from_secs_f64(left.max(0.0)).as_secs();
+        format!("{}:{:02} left", left / 60, left % 60)
+    }
+
+    fn place(&self, global_step: u64) {
+        let (done, of) = self.micro_batches;
+        self.bar.set_position(global_step * MICRO + MICRO * done as u64 / of.max(1) as u64);
+        self.bar.set_prefix(self.time_left());
+        self.bar.set_message(self.message());
+    }
+}
+
+/// Ticks of the bar a step, so that it moves with micro-batches too.
+const MICRO: u64 = 1000;
+
+impl Observer for TrainBar {
+    fn event(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Started(summary) => {
+                let trainable = 100.0 * summary.trainable_parameters as f64 / summary.base_parameters as f64;
+                eprintln!(
+                    "{}: {} parameters, {} trainable ({trainable:.2}%)",
+                    summary.device, summary.base_parameters, summary.trainable_parameters
+                );
+                eprintln!(
+                    "{} rows to learn from ({} tokens), {} held out; {} steps, {} a pass",
+                    summary.train_rows,
+                    summary.train_tokens,
+                    summary.eval_rows,
+                    summary.max_steps,
+                    summary.steps_per_epoch
+                );
+                if let Some(folder) = &summary.resumed_from {
+                    eprintln!("going on from {} (step {})", folder.display(), summary.global_step);
+                }
+                eprintln!("{}", summary.plan);
+                self.bar = hidden_unless_terminal(summary.max_steps * MICRO);
+                self.bar.set_style(style("{prefix} {wide_bar:.green/dim} {msg}"));
+                self.place(summary.global_step);
+            }
+            Event::Warning(text) => self.say(&format!("warning: {text}")),
+            Event::MicroBatch { done, of } => {
+                self.micro_batches = (*done, *of);
+                let step = self.bar.position() / MICRO;
+                if done < of {
+                    self.place(step);
+                }
+            }
+            Event::Step(report) => {
+                self.steps += 1;
+                self.tokens += report.tokens as u64;
+                self.seconds += report.seconds;
+                self.loss = Some(report.loss);
+                self.micro_batches = (0, 1);
+                self.place(report.global_step);
+                let due = self.last_line.is_none_or(|last| last.elapsed() > Duration::from_secs(10));
+                if !self.terminal && (due || report.global_step == report.max_steps) {
+                    self.last_line = Some(Instant::now());
+                    eprintln!(
+                        "step {}/{}: {}, {}",
+                        report.global_step,
+                        report.max_steps,
+                        self.message(),
+                        self.time_left()
+                    );
+                }
+            }
+            Event::EvaluationBatch { done, of } => {
+                let bar = self.evaluation.get_or_insert_with(|| count_bar("evaluating", *of as u64));
+                bar.set_position(*done as u64);
+            }
+            Event::Evaluated(evaluation) => {
+                if let Some(bar) = self.evaluation.take() {
+                    bar.finish_and_clear();
+                }
+                self.say(&format!(
+                    "held out after {} steps: loss {:.3}, perplexity {:.2}",
+                    evaluation.global_step, evaluation.loss, evaluation.perplexity
+                ));
+            }
+            Event::Finished(_) => self.bar.finish_and_clear(),
+            _ => {}
+        }
+    }
+}
+
+/// Memory that the process has in RAM.
+pub fn resident_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kb| kb * 1024)
+}

@@ -1,0 +1,241 @@
+//! What most commands begin with: the device, the model with its tokenizer, the adapter, the settings.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use eyas_backend::{Backend, CpuBackend, CpuOptions, MatmulKernel};
+use eyas_data::{ChatTemplate, PromptFormat, Tokenizer};
+use eyas_generate::{AdapterId, Engine, EngineOptions, Generator, SamplingParams};
+use eyas_model::{LoadOptions, LoraAdapter, Model, ModelSource};
+use eyas_train::Recipe;
+use eyas_train::plan::display_bytes;
+use eyas_train::recipe::PromptStyle;
+
+use crate::cli::{ModelArgs, PromptArg};
+use crate::progress::LoadBar;
+
+/// The recipes inside the program, by name.
+const RECIPES: [(&str, &str); 3] = [
+    ("mental-health", include_str!("../../../recipes/mental-health.toml")),
+    ("mental-health-t4", include_str!("../../../recipes/mental-health-t4.toml")),
+    ("demo", include_str!("../../../recipes/demo.toml")),
+];
+
+/// The file beside an adapter that says how it was trained.
+pub const RECIPE_FILE: &str = "recipe.toml";
+
+/// Reads a recipe: a file, or one inside the program by its name.
+pub fn recipe(name: &str) -> Result<Recipe> {
+    if !Path::new(name).exists() {
+        if let Some((name, text)) = RECIPES.iter().find(|(known, _)| *known == name) {
+            return Ok(Recipe::parse(&format!("recipes/{name}.toml"), text)?);
+        }
+        let known = RECIPES.map(|(known, _)| known).join(", ");
+        bail!("{name}: there is no such file, nor a built-in recipe of that name ({known})");
+    }
+    Ok(Recipe::read(Path::new(name))?)
+}
+
+/// Sets up the threads and the processor as a backend.
+///
+/// # Errors
+/// When the recipe asks for a type of activations that the processor does not compute in.
+pub fn cpu(recipe: &Recipe, threads: Option<usize>) -> Result<CpuBackend> {
+    if let Some(threads) = threads {
+        if threads == 0 {
+            bail!("--threads is 0; at least one is needed");
+        }
+        // An error means that a pool exists already, which only tests do.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    }
+    let wanted = match recipe.compute_dtype() {
+        Some(eyas_backend::Dtype::F32) => Some(MatmulKernel::F32),
+        _ => None,
+    };
+    Ok(CpuBackend::new(CpuOptions { matmul: wanted })?)
+}
+
+/// A model on disk with its tokenizer.
+#[derive(Debug)]
+pub struct Files {
+    /// The name or path that was asked for.
+    pub name: String,
+    /// The weights and their description.
+    pub source: ModelSource,
+    /// Text to ids.
+    pub tokenizer: Tokenizer,
+    /// How the model wants turns, if it says so.
+    pub template: Option<ChatTemplate>,
+}
+
+impl Files {
+    /// Finds and opens a model.
+    ///
+    /// # Errors
+    /// When it is nowhere, incomplete, or not understood.
+    pub fn open(name: &str) -> Result<Self> {
+        let path = eyas_hub::locate(name, || eprintln!("fetching {name} (93 MB, once)"))?;
+        let source = ModelSource::open(&path)?;
+        let (tokenizer, template) = match source.checkpoint().gguf_metadata() {
+            Some(metadata) => {
+                let file = source.checkpoint().files().first().map_or(path.as_path(), PathBuf::as_path);
+                (Tokenizer::from_gguf(file, metadata)?, ChatTemplate::from_gguf(metadata)?)
+            }
+            None => {
+                let folder = if path.is_dir() { path.as_path() } else { path.parent().unwrap_or(Path::new(".")) };
+                (Tokenizer::from_folder(folder)?, ChatTemplate::from_folder(folder)?)
+            }
+        };
+        Ok(Self { name: name.to_owned(), source, tokenizer, template })
+    }
+
+    /// Puts the model on a device, quantised as the recipe says, for sequences of up to `positions` tokens.
+    ///
+    /// # Errors
+    /// When a tensor is not usable or the device has no room.
+    pub fn load<B: Backend>(&self, backend: &B, recipe: &Recipe, positions: usize) -> Result<Model<B>> {
+        let quantize = recipe.quantization.config();
+        let bar = LoadBar::new(if quantize.is_some() { "quantising" } else { "loading" });
+        let options = LoadOptions { quantize, positions };
+        let model = self.source.load(backend, options, &mut |done, total| bar.set(done, total))?;
+        bar.finish();
+        let decoder = model.decoder();
+        eprintln!(
+            "{} ({}, {:.0} M parameters): {} on {}",
+            self.name,
+            decoder.family,
+            decoder.parameters() as f64 / 1e6,
+            display_bytes(model.footprint().total()),
+            backend.name()
+        );
+        Ok(model)
+    }
+}
+
+/// The settings of a command that generates: a recipe (the adapter's own where it has one), and the adapter's folder.
+#[derive(Debug)]
+pub struct Settings {
+    /// How answers are generated and the base is quantised.
+    pub recipe: Recipe,
+    /// The base model's name.
+    pub model: String,
+    /// The adapter's folder, if there is one.
+    pub adapter: Option<PathBuf>,
+    /// How questions become prompts.
+    prompt: PromptArg,
+    seed: u64,
+}
+
+impl Settings {
+    /// From what was typed.
+    ///
+    /// # Errors
+    /// When the adapter's folder is not there, a setting is not understood, or no model is named anywhere.
+    pub fn new(args: &ModelArgs) -> Result<Self> {
+        const DEMO: &str = "runs/demo";
+        let adapter = match &args.adapter {
+            Some(folder) if !folder.join(eyas_model::adapter::CONFIG_FILE).is_file() => {
+                bail!(
+                    "{}: there is no {} in it; --adapter takes the folder that a run wrote",
+                    folder.display(),
+                    eyas_model::adapter::CONFIG_FILE
+                )
+            }
+            Some(folder) => Some(folder.clone()),
+            None if args.model.is_none() => {
+                Some(PathBuf::from(DEMO)).filter(|folder| folder.join(eyas_model::adapter::CONFIG_FILE).is_file())
+            }
+            None => None,
+        };
+        let own = adapter.as_ref().map(|folder| folder.join(RECIPE_FILE)).filter(|file| file.is_file());
+        let mut recipe = match &own {
+            Some(file) => Recipe::read(file)?,
+            None => recipe("mental-health")?,
+        };
+        for assignment in &args.set {
+            recipe.set(assignment)?;
+        }
+        if let Some(tokens) = args.max_new_tokens {
+            recipe.generation.max_new_tokens = tokens;
+        }
+        recipe.validate()?;
+        let model = match (&args.model, &adapter) {
+            (Some(model), _) => model.clone(),
+            (None, Some(folder)) => base_model(folder)?,
+            (None, None) => eyas_hub::DEMO_MODEL.to_owned(),
+        };
+        Ok(Self { recipe, model, adapter, prompt: args.prompt, seed: args.seed })
+    }
+
+    /// How questions become prompts for a model.
+    ///
+    /// # Errors
+    /// When the model has no chat template and one is needed.
+    pub fn format(&self, files: &Files) -> Result<PromptFormat> {
+        let template = || files.template.clone().map(|template| PromptFormat::ChatTemplate(Box::new(template)));
+        let trained_on_template =
+            self.adapter.is_none() || self.recipe.data.prompt_format != PromptStyle::HumanAssistant;
+        Ok(match self.prompt {
+            PromptArg::Recipe => PromptFormat::recipe(),
+            PromptArg::Chat => template().with_context(|| format!("{} has no chat template", files.name))?,
+            PromptArg::Auto if trained_on_template => template().unwrap_or_else(PromptFormat::recipe),
+            PromptArg::Auto => PromptFormat::recipe(),
+        })
+    }
+
+    /// How tokens are chosen.
+    pub fn sampling(&self) -> SamplingParams {
+        sampling(&self.recipe, self.seed)
+    }
+}
+
+/// How tokens are chosen, by a recipe.
+pub fn sampling(recipe: &Recipe, seed: u64) -> SamplingParams {
+    let generation = &recipe.generation;
+    SamplingParams {
+        do_sample: generation.do_sample,
+        temperature: generation.temperature as f32,
+        top_k: generation.top_k,
+        top_p: generation.top_p as f32,
+        repetition_penalty: generation.repetition_penalty as f32,
+        max_new_tokens: generation.max_new_tokens,
+        seed,
+        ..SamplingParams::default()
+    }
+}
+
+/// The base model that an adapter names.
+fn base_model(adapter: &Path) -> Result<String> {
+    let path = adapter.join(eyas_model::adapter::CONFIG_FILE);
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let config: serde_json::Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    match config["base_model_name_or_path"].as_str() {
+        Some(name) if !name.is_empty() => Ok(name.to_owned()),
+        _ => bail!("{} does not name its base model; give it with --model", path.display()),
+    }
+}
+
+/// An engine over a model, with an adapter if there is one.
+///
+/// # Errors
+/// When the adapter does not fit the model or the device has no room.
+pub fn generator<'m, B: Backend>(
+    backend: &'m B,
+    model: &'m Model<B>,
+    tokenizer: &'m Tokenizer,
+    adapter: Option<&Path>,
+    slots: usize,
+) -> Result<(Generator<'m, B>, Option<AdapterId>)> {
+    let mut engine = Engine::new(backend, model, EngineOptions::new(slots, model.positions()))?;
+    let id = match adapter {
+        Some(folder) => Some(engine.add_adapter(&LoraAdapter::load(folder, model.decoder())?)?),
+        None => None,
+    };
+    Ok((Generator::new(engine, tokenizer)?, id))
+}
+
+/// The longest conversation that a command makes room for: the model's own limit, or this if it is less.
+pub fn positions(files: &Files) -> usize {
+    files.source.decoder().max_positions.min(2048)
+}
