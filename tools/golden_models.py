@@ -36,6 +36,7 @@ import torch
 from golden.adapters import write_case
 from golden.bases import bases, load_base, write_base, write_old_falcon, write_quantised
 from golden.generation import write_greedy, write_processors
+from golden.quantised import write_quantised_linears
 from golden.schedule import write_schedule
 from golden.trainer import write_trainer
 from golden.variants import VARIANTS, write_variant
@@ -52,6 +53,7 @@ def cases() -> dict:
         def write(path: Path, base=base) -> None:
             write_base(base, path)
             write_case(base, path)
+            write_quantised_linears(base, path)
 
         made[base.name] = write
     made["falcon-refinedweb"] = lambda path: write_old_falcon(FIXTURES / "falcon-7b", path)

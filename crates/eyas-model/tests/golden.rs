@@ -19,10 +19,6 @@ fn json(path: &str) -> Value {
     serde_json::from_str(&std::fs::read_to_string(fixture(path)).unwrap()).unwrap()
 }
 
-fn nf4() -> QuantConfig {
-    QuantConfig { double_quant: true, ..QuantConfig::default() }
-}
-
 #[test]
 fn logits_of_the_base() {
     let backend = backend();
@@ -35,13 +31,26 @@ fn logits_of_the_base() {
 }
 
 #[test]
-fn logits_of_the_base_in_nf4() {
+fn logits_of_the_base_as_bitsandbytes_quantised_it() {
     let backend = backend();
     for base in BASES {
         let golden = golden(base);
-        let model = load(&backend, &fixture(base), Some(nf4()));
+        let folder = quantised(base);
+        let model = load(&backend, folder.path(), None);
         let actual = logits(&backend, &model, &batch(&golden, "flat"), None);
         assert_close(base, &actual, &floats(&golden, "logits.nf4"), LOGITS);
+    }
+}
+
+/// Our own nested scales may be one code away from bitsandbytes', whose paths disagree by as much.
+#[test]
+fn logits_of_the_base_as_we_quantise_it() {
+    let backend = backend();
+    for base in BASES {
+        let golden = golden(base);
+        let model = load(&backend, &fixture(base), Some(QuantConfig::default()));
+        let actual = logits(&backend, &model, &batch(&golden, "flat"), None);
+        assert_close(base, &actual, &floats(&golden, "logits.nf4"), 3e-3);
     }
 }
 
@@ -89,7 +98,7 @@ fn recomputed_blocks_give_the_same_bits() {
     let backend = backend();
     for base in BASES {
         let golden = golden(base);
-        let model = load(&backend, &fixture(base), Some(nf4()));
+        let model = load(&backend, &fixture(base), Some(QuantConfig::default()));
         let adapter = LoraAdapter::load(&fixture(base).join("adapter"), model.decoder()).unwrap();
         let flat = batch(&golden, "flat");
         let run = |retain| loss_and_gradient(&backend, &model, &flat, &adapter.layout, &adapter.params, retain);

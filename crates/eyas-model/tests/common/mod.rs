@@ -28,6 +28,15 @@ pub fn load(backend: &CpuBackend, path: &Path, quantize: Option<QuantConfig>) ->
     source.load(backend, LoadOptions { quantize, positions: 64 }, &mut |_, _| {}).unwrap()
 }
 
+/// A folder with a base whose linears bitsandbytes quantised.
+pub fn quantised(base: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (from, to) in [("config.json", "config.json"), ("model.nf4.safetensors", "model.safetensors")] {
+        std::fs::copy(fixture(base).join(from), folder.path().join(to)).unwrap();
+    }
+    folder
+}
+
 pub fn floats(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
     let mut values = Vec::new();
     checkpoint.read_f32(name, &mut values).unwrap();
