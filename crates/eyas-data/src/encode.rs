@@ -183,20 +183,20 @@ impl<'a> Encoder<'a> {
     /// A text as it stands.
     fn text(&self, text: &str) -> Result<Example> {
         self.refuse_completion_only()?;
-        let tokens = self.tokenizer.encode_with_offsets(text, true)?;
-        let (mask, last) = if self.options.assistant_only_loss {
-            let spans = crate::prompt::assistant_spans(text);
-            if spans.is_empty() {
-                let reason =
-                    "needs rows with turns: `messages`, or text with <HUMAN>: and <ASSISTANT>:".into();
-                return Err(Error::Option { key: "assistant_only_loss", reason });
-            }
-            let last = spans.last().is_some_and(|span| span.end == text.len());
-            (mask(&tokens, &spans), last)
-        } else {
-            (vec![true; tokens.ids.len()], true)
+        if !self.options.assistant_only_loss {
+            let ids = self.tokenizer.encode(text, true)?;
+            let counts = vec![true; ids.len()];
+            return Ok(self.end(ids, counts, true));
+        }
+        let spans = crate::prompt::assistant_spans(text);
+        let Some(last) = spans.last() else {
+            let reason = "needs rows with turns: `messages`, or text with <HUMAN>: and <ASSISTANT>:".into();
+            return Err(Error::Option { key: "assistant_only_loss", reason });
         };
-        Ok(self.end(tokens.ids, mask, last))
+        let assistant_ends = last.end == text.len();
+        let tokens = self.tokenizer.encode_with_offsets(text, true)?;
+        let counts = mask(&tokens, &spans);
+        Ok(self.end(tokens.ids, counts, assistant_ends))
     }
 
     /// A prompt and its completion, joined as they stand.
@@ -214,34 +214,34 @@ impl<'a> Encoder<'a> {
     fn turns(&self, format: &PromptFormat, turns: &[Turn], prompt_turns: usize) -> Result<Example> {
         let add_special = !format.adds_special_tokens();
         let assistant_only = self.options.assistant_only_loss;
-        // Only the mask needs the assistant's share, and some templates do not let it be told.
-        let (text, spans) = if assistant_only {
+        // Only the mask needs the assistant's share and the tokens' places; some templates do not let the share
+        // be told.
+        let (ids, mut counts) = if assistant_only {
             let rendered = format.render(turns)?;
-            (rendered.text, rendered.assistant)
-        } else {
-            (format.text(turns)?, Vec::new())
-        };
-        let tokens = self.tokenizer.encode_with_offsets(&text, add_special)?;
-        let mut counts = vec![true; tokens.ids.len()];
-        if assistant_only {
-            if spans.is_empty() {
+            if rendered.assistant.is_empty() {
                 let reason = "finds no turn of the assistant in a row".into();
                 return Err(Error::Option { key: "assistant_only_loss", reason });
             }
-            counts = mask(&tokens, &spans);
-        }
+            let tokens = self.tokenizer.encode_with_offsets(&rendered.text, add_special)?;
+            let counts = mask(&tokens, &rendered.assistant);
+            (tokens.ids, counts)
+        } else {
+            let ids = self.tokenizer.encode(&format.text(turns)?, add_special)?;
+            let counts = vec![true; ids.len()];
+            (ids, counts)
+        };
         if prompt_turns == 0 {
             self.refuse_completion_only()?;
         } else if self.options.completion_only_loss.unwrap_or(true) {
             let prompt = format.prompt(&turns[..prompt_turns])?;
             let prompt = self.tokenizer.encode(&prompt, add_special)?;
-            counts[..common_prefix(&tokens.ids, &prompt)].fill(false);
+            counts[..common_prefix(&ids, &prompt)].fill(false);
         }
         let assistant_ends = turns.last().is_some_and(|turn| turn.role == Role::Assistant);
-        if format.adds_special_tokens() && self.is_ended(&tokens.ids)? {
-            return Ok(Example { input_ids: tokens.ids, target_mask: counts });
+        if format.adds_special_tokens() && self.is_ended(&ids)? {
+            return Ok(Example { input_ids: ids, target_mask: counts });
         }
-        Ok(self.end(tokens.ids, counts, assistant_ends || !assistant_only))
+        Ok(self.end(ids, counts, assistant_ends || !assistant_only))
     }
 
     fn refuse_completion_only(&self) -> Result<()> {
