@@ -1,0 +1,138 @@
+//! A tiny model on the CPU, rows for it, and runs.
+#![allow(dead_code)]
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use eyas_backend::spec::QuantConfig;
+use eyas_backend::{CpuBackend, CpuOptions, FlatBatch, MatmulKernel};
+use eyas_checkpoint::Checkpoint;
+use eyas_data::Example;
+use eyas_model::{LoadOptions, Model, ModelSource};
+use eyas_train::{Event, ExtraFile, Job, Outcome, Recipe, Result, Trainer};
+
+/// The golden files of the model crate, which the whole project shares.
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../eyas-model/tests/fixtures").join(name)
+}
+
+pub fn backend() -> CpuBackend {
+    CpuBackend::new(CpuOptions { matmul: Some(MatmulKernel::F32) }).unwrap()
+}
+
+pub fn load(backend: &CpuBackend, name: &str, quantize: Option<QuantConfig>) -> Model<CpuBackend> {
+    let source = ModelSource::open(&fixture(name)).unwrap();
+    source.load(backend, LoadOptions { quantize, positions: 64 }, &mut |_, _| {}).unwrap()
+}
+
+pub fn floats(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
+    let mut values = Vec::new();
+    checkpoint.read_f32(name, &mut values).unwrap();
+    values
+}
+
+pub fn integers(checkpoint: &Checkpoint, name: &str) -> Vec<i32> {
+    let bytes = checkpoint.read_bytes(name).unwrap();
+    bytes.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+/// A golden batch, by its keys' prefix.
+pub fn batch(golden: &Checkpoint, prefix: &str) -> FlatBatch {
+    let ids = integers(golden, &format!("{prefix}.input_ids"));
+    let targets = integers(golden, &format!("{prefix}.targets"));
+    let bounds = integers(golden, &format!("{prefix}.cu_seqlens"));
+    let mut batch = FlatBatch::new();
+    for window in bounds.windows(2) {
+        let range = window[0] as usize..window[1] as usize;
+        let input_ids: Vec<u32> = ids[range.clone()].iter().map(|&id| id as u32).collect();
+        batch.push(&input_ids, &targets[range]).unwrap();
+    }
+    batch
+}
+
+/// Rows of different lengths, with something to learn in them: each continues an arithmetic progression.
+pub fn rows(count: usize) -> Vec<Example> {
+    (0..count)
+        .map(|row| {
+            let length = 4 + (row * 7 + row / 3) % 13;
+            let input_ids = (0..length).map(|i| ((row * 5 + i * (1 + row % 3)) % 90) as u32).collect();
+            let target_mask = (0..length).map(|i| i > row % 3).collect();
+            Example { input_ids, target_mask }
+        })
+        .collect()
+}
+
+/// Dropout, length grouping, accumulation and an epoch that ends in a smaller step, all on.
+pub fn recipe(output: &Path) -> Recipe {
+    let mut recipe = Recipe::parse(
+        "test",
+        r#"
+        r = 4
+        lora_alpha = 8
+        lora_dropout = 0.1
+        per_device_train_batch_size = 2
+        gradient_accumulation_steps = 2
+        learning_rate = 5e-3
+        lr_scheduler_type = "cosine"
+        warmup_steps = 2
+        max_grad_norm = 0.3
+        weight_decay = 0.01
+        max_steps = 9
+        save_steps = 0
+        logging_steps = 2
+        group_by_length = true
+        "#,
+    )
+    .unwrap();
+    recipe.model.model_name_or_path = Some("tiny/llama2".into());
+    recipe.training.output_dir = output.display().to_string();
+    recipe
+}
+
+/// What a run told.
+#[derive(Debug, Default)]
+pub struct Told {
+    pub warnings: Vec<String>,
+    pub saved: Vec<u64>,
+    pub losses: Vec<f64>,
+}
+
+/// A run over 19 rows with 5 held out.
+pub fn run(model: &Model<CpuBackend>, backend: &CpuBackend, recipe: &Recipe) -> Result<(Outcome, Told)> {
+    run_rows(model, backend, recipe, &rows(19), None)
+}
+
+/// As [`run`]; stops when `stop_after` steps were taken.
+pub fn run_rows(
+    model: &Model<CpuBackend>,
+    backend: &CpuBackend,
+    recipe: &Recipe,
+    train: &[Example],
+    stop_after: Option<u64>,
+) -> Result<(Outcome, Told)> {
+    let eval = &rows(24)[19..];
+    let mut told = Told::default();
+    let stop = AtomicBool::new(false);
+    let extra_files = vec![ExtraFile { name: "recipe.toml".into(), contents: recipe.to_toml().into_bytes() }];
+    let job = Job { backend, model, recipe, train, eval, free_memory: None, extra_files };
+    let outcome = Trainer::new(job)?.run(
+        &mut |event: &Event<'_>| match event {
+            Event::Warning(warning) => told.warnings.push((*warning).into()),
+            Event::Saved { step, .. } => told.saved.push(*step),
+            Event::Step(report) => {
+                told.losses.push(report.loss);
+                if Some(report.global_step) == stop_after {
+                    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+                }
+            }
+            _ => {}
+        },
+        &stop,
+    )?;
+    Ok((outcome, told))
+}
+
+/// The bits of an adapter.
+pub fn bits(outcome: &Outcome) -> Vec<u32> {
+    outcome.adapter.params.iter().map(|value| value.to_bits()).collect()
+}

@@ -1,0 +1,136 @@
+//! Runs in a process of their own that is killed, or whose disk is full.
+#![cfg(unix)]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use common::*;
+use eyas_model::LoraAdapter;
+use eyas_train::checkpoint::find_last;
+use eyas_train::recipe::ResumeFrom;
+use eyas_train::{Event, Job, Trainer};
+
+/// Where the child writes; without it there is nothing to do.
+const FOLDER: &str = "EYAS_TEST_OUTPUT";
+
+/// The run of the tests below, in a process of its own. It prints a line an event.
+#[test]
+#[ignore = "started by the other tests"]
+fn child() {
+    let Some(folder) = std::env::var_os(FOLDER) else { panic!("{FOLDER} is not set") };
+    let backend = backend();
+    let model = load(&backend, "llama2", Some(Default::default()));
+    let mut recipe = recipe(Path::new(&folder));
+    recipe.training.save_steps = 1;
+    recipe.training.save_total_limit = Some(2);
+    recipe.training.resume_from_checkpoint = ResumeFrom::Last;
+    let (train, eval) = (rows(19), &rows(24)[19..]);
+    let job =
+        Job { backend: &backend, model: &model, recipe: &recipe, train: &train, eval, free_memory: None, extra_files: Vec::new() };
+    let mut out = std::io::stdout();
+    let mut tell = |event: &Event<'_>| {
+        let name = match event {
+            Event::MicroBatch { .. } => "micro-batch",
+            Event::Step(_) => "step",
+            Event::Saved { .. } => "saved",
+            _ => return,
+        };
+        writeln!(out, "event {name}").unwrap();
+        out.flush().unwrap();
+    };
+    if let Err(error) = Trainer::new(job).and_then(|mut trainer| trainer.run(&mut tell, &AtomicBool::new(false))) {
+        eprintln!("error: {error}");
+        std::process::exit(7);
+    }
+}
+
+/// The child; `limit` is the size in blocks of 512 bytes at which its files are full.
+fn start(folder: &Path, limit: Option<u64>) -> Child {
+    let exe = std::env::current_exe().unwrap();
+    // With the signal ignored, a write past the limit fails like one on a full disk.
+    let limit = limit.map_or(String::new(), |blocks| format!("trap '' XFSZ; ulimit -f {blocks}; "));
+    Command::new("sh")
+        .arg("-c")
+        .arg(format!("{limit}exec \"$0\" --exact child --ignored --nocapture --test-threads 1"))
+        .arg(exe)
+        .env(FOLDER, folder)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn params(folder: &Path) -> Vec<u32> {
+    let model = load(&backend(), "llama2", Some(Default::default()));
+    let adapter = LoraAdapter::load(folder, model.decoder()).unwrap();
+    adapter.params.iter().map(|value| value.to_bits()).collect()
+}
+
+#[test]
+fn a_run_killed_anywhere_ends_in_the_same_bits() {
+    let whole = tempfile::tempdir().unwrap();
+    assert!(start(whole.path(), None).wait_with_output().unwrap().status.success());
+    let expected = params(whole.path());
+
+    let folder = tempfile::tempdir().unwrap();
+    let mut random = 88_172_645_463_325_252_u64;
+    let mut next = |bound: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % bound
+    };
+    let mut kills = 0;
+    loop {
+        let mut child = start(folder.path(), None);
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        // After a few events, and a little later: within a micro-batch, or while a checkpoint is written.
+        let events = 2 + next(9);
+        let finished = lines.map_while(Result::ok).filter(|line| line.contains("event")).nth(events as usize).is_none();
+        if finished {
+            assert!(child.wait().unwrap().success());
+            break;
+        }
+        std::thread::sleep(Duration::from_micros(next(4000)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+        assert!(kills < 60, "the run makes no headway");
+        // Whatever the moment, what is found is whole.
+        let found = find_last(folder.path()).unwrap();
+        assert!(found.damaged.is_empty(), "{found:?}");
+    }
+    assert!(kills >= 3, "{kills} kills");
+    assert_eq!(params(folder.path()), expected);
+}
+
+#[test]
+fn a_full_disk_leaves_the_last_checkpoint_whole() {
+    let backend = backend();
+    let model = load(&backend, "llama2", Some(Default::default()));
+    // Each limit stops the writing at another file: 35 kB of adapter, 70 kB of moments.
+    for blocks in [1, 40, 100] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut recipe = recipe(folder.path());
+        recipe.training.save_steps = 1;
+        recipe.training.save_total_limit = Some(2);
+        run_rows(&model, &backend, &recipe, &rows(19), Some(3)).unwrap();
+
+        let output = start(folder.path(), Some(blocks)).wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(7));
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        for part in ["error: step 4: the checkpoint could not be written", "File too large", "checkpoint-3"] {
+            assert!(message.contains(part), "{message}");
+        }
+        let found = find_last(folder.path()).unwrap();
+        assert_eq!(found.newest, Some(folder.path().join("checkpoint-3")));
+        assert!(found.damaged.is_empty());
+        let left = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert!(left.into_iter().all(|name| !name.to_string_lossy().starts_with('.')));
+    }
+}

@@ -1,0 +1,162 @@
+//! What the planner predicts is what a run allocates, to the byte.
+
+mod common;
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use common::*;
+use eyas_backend::backend::DeviceTensor;
+use eyas_backend::spec::{
+    Activation, Adapter, AdamW, AttentionSpec, HostMatrix, NormSpec, Projection, QkvLayout, Rope, Storage, Write,
+};
+use eyas_backend::{Backend, Dtype, Error, FlatBatch, Result};
+use eyas_model::{LoadOptions, ModelSource};
+use eyas_quant::Quantized;
+use eyas_train::recipe::GradientCheckpointing;
+use eyas_train::{Job, Trainer};
+
+/// A device that counts what is allocated and computes nothing.
+#[derive(Debug)]
+struct Counting {
+    dtype: Dtype,
+    bytes: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Sized(Dtype, usize, usize);
+
+impl DeviceTensor for Sized {
+    fn shape(&self) -> (usize, usize) {
+        (self.1, self.2)
+    }
+
+    fn dtype(&self) -> Dtype {
+        self.0
+    }
+}
+
+/// Operations that a plan never comes to.
+macro_rules! operations {
+    ($($name:ident($($argument:ty),*);)+) => {
+        $(fn $name(&self, $(_: $argument),*) -> Result<()> {
+            Err(Error::Device { device: self.name(), reason: concat!(stringify!($name), " computes nothing").into() })
+        })+
+    };
+}
+
+type T = Sized;
+
+impl Backend for Counting {
+    type Tensor = Sized;
+    type Weight = Sized;
+    type Batch = ();
+
+    fn name(&self) -> String {
+        "counting".into()
+    }
+
+    fn compute_dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn zeros(&self, dtype: Dtype, rows: usize, cols: usize) -> Result<Sized> {
+        self.bytes.fetch_add((rows * cols * dtype.size()) as u64, Ordering::Relaxed);
+        Ok(Sized(dtype, rows, cols))
+    }
+
+    fn upload(&self, _: &[f32], _: &mut Sized) -> Result<()> {
+        Ok(())
+    }
+
+    fn load_weight(&self, matrix: HostMatrix<'_>, _: Storage) -> Result<Sized> {
+        Ok(Sized(matrix.dtype, matrix.rows, matrix.cols))
+    }
+
+    fn load_quantized(&self, weight: Quantized) -> Result<Sized> {
+        Ok(Sized(Dtype::F32, weight.rows(), weight.cols()))
+    }
+
+    fn weight_bytes(&self, weight: &Sized) -> u64 {
+        (weight.1 * weight.2) as u64
+    }
+
+    fn download_weight(&self, weight: &Sized, rows: Range<usize>, values: &mut Vec<f32>) -> Result<()> {
+        values.resize(rows.len() * weight.2, 0.0);
+        Ok(())
+    }
+
+    fn new_batch(&self, _: usize, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    operations! {
+        download(&T, &mut [f32]);
+        clear(&mut T);
+        load_batch(&FlatBatch, &mut ());
+        embed(&(), &T, &mut T);
+        norm(usize, NormSpec, &T, &T, Option<&T>, &mut T, &mut T);
+        norm_backward(usize, NormSpec, &T, &T, &T, &T, &mut T, Write);
+        head_norm(usize, &QkvLayout, f32, &T, &T, &T, &mut T);
+        head_norm_backward(usize, &QkvLayout, f32, &T, &T, &T, &mut T);
+        add(usize, &T, &mut T);
+        copy(usize, &T, &mut T);
+        project(usize, &Projection<Self>, Option<Adapter<'_, Self>>, &T, &mut T, Option<&mut T>, Write);
+        project_backward(
+            usize, &Projection<Self>, Option<(Adapter<'_, Self>, &mut T)>, &T, Option<&T>, &T, Option<(&mut T, Write)>
+        );
+        rope(&(), &QkvLayout, &Rope<Self>, &mut T, bool);
+        attention(&(), &AttentionSpec<Self>, &T, &mut T, &mut T);
+        attention_backward(&(), &AttentionSpec<Self>, &T, &T, &T, &T, &mut T);
+        cache_write(&(), &QkvLayout, usize, &T, &mut T, &mut T);
+        attention_cached(&(), &AttentionSpec<Self>, usize, &T, &T, &T, &mut T);
+        activation(usize, Activation, &T, &mut T);
+        activation_backward(usize, Activation, &T, &T, &mut T);
+        gather_targets(&(), Range<usize>, &T, &mut T);
+        gather_last(&(), &T, &mut T);
+        scatter_targets(&(), Range<usize>, &T, &mut T);
+        cross_entropy(&(), Range<usize>, &mut T, &mut T, Option<f32>);
+        grad_norm(&T, &mut T);
+        adamw(AdamW, &T, &T, &mut T, &mut T, &mut T);
+    }
+}
+
+#[test]
+fn the_plan_predicts_what_is_allocated() {
+    let (train, eval) = (rows(40), rows(5));
+    for name in ["llama2", "smollm2", "qwen3", "falcon-7b", "falcon-40b", "falcon-rw"] {
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            for checkpointing in [GradientCheckpointing::Never, GradientCheckpointing::Always] {
+                let backend = Counting { dtype, bytes: AtomicU64::new(0) };
+                let source = ModelSource::open(&fixture(name)).unwrap();
+                let options = LoadOptions { quantize: None, positions: 64 };
+                let model = source.load(&backend, options, &mut |_, _| {}).unwrap();
+                let folder = tempfile::tempdir().unwrap();
+                let mut recipe = recipe(folder.path());
+                recipe.training.gradient_checkpointing = checkpointing;
+                let before = backend.bytes.load(Ordering::Relaxed);
+                let job = Job {
+                    backend: &backend,
+                    model: &model,
+                    recipe: &recipe,
+                    train: &train,
+                    eval: &eval,
+                    free_memory: None,
+                    extra_files: Vec::new(),
+                };
+                let trainer = Trainer::new(job).unwrap();
+                let counted = backend.bytes.load(Ordering::Relaxed) - before;
+                let plan = &trainer.summary().plan;
+                // The weights were there before, and the batch is no matrix.
+                let elsewhere = |part: &str| matches!(part, "weights" | "batch");
+                let planned: u64 = plan.parts.iter().filter(|(part, _)| !elsewhere(part)).map(|(_, bytes)| bytes).sum();
+                let scalars = 2 * 4;
+                assert_eq!(counted, planned + scalars, "{name}, {dtype:?}, {checkpointing:?}");
+            }
+        }
+    }
+}
