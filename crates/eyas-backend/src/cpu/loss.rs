@@ -44,13 +44,15 @@ pub(super) fn cross_entropy(
     Ok(())
 }
 
+/// Logits whose exponentials are summed in `f32`, while they are in the first-level cache; sums of blocks are `f64`.
+const BLOCK: usize = 2048;
+
 /// The loss of one row; its logits become their gradient when one is asked for.
 fn row_loss(logits: &mut [f32], target: usize, gradient: Option<f32>) -> f64 {
     let largest = row_max(logits);
     let chosen = f64::from(logits[target]) - f64::from(largest);
-    // Blocks stay in the first-level cache between the exponentials and their sum, which goes on in `f64`.
     let mut total = 0.0;
-    for block in logits.chunks_mut(2048) {
+    for block in logits.chunks_mut(BLOCK) {
         total += f64::from(match gradient {
             Some(_) => exp_in_place(block, largest),
             None => exp_sum(block, largest),
@@ -74,14 +76,18 @@ vectorised! {
         for x in logits.iter_mut() {
             *x = exp(*x - largest);
         }
-        let logits = &*logits;
-        sum(logits.len(), |i| logits[i])
+        sum([&*logits], |[x]| x)
     }
 }
 
 vectorised! {
     fn exp_sum(logits: &[f32], largest: f32) -> f32 {
-        sum(logits.len(), |i| exp(logits[i] - largest))
+        let mut exponentials = [0.0; BLOCK];
+        let exponentials = &mut exponentials[..logits.len()];
+        for (y, &x) in exponentials.iter_mut().zip(logits) {
+            *y = exp(x - largest);
+        }
+        sum([&*exponentials], |[x]| x)
     }
 }
 

@@ -173,8 +173,8 @@ vectorised! {
     /// Mean and reciprocal deviation, in two passes: the second is over values about zero.
     fn layer_stats(x: &[f32], eps: f32) -> (f32, f32) {
         let n = x.len() as f32;
-        let mean = sum(x.len(), |i| x[i]) / n;
-        let variance = sum(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / n;
+        let mean = sum([x], |[x]| x) / n;
+        let variance = sum([x], |[x]| (x - mean) * (x - mean)) / n;
         (mean, 1.0 / (variance + eps).sqrt())
     }
 }
@@ -182,7 +182,7 @@ vectorised! {
 vectorised! {
     /// The reciprocal root of the mean square.
     fn rms_rstd(x: &[f32], eps: f32) -> f32 {
-        1.0 / (sum(x.len(), |i| x[i] * x[i]) / x.len() as f32 + eps).sqrt()
+        1.0 / (sum([x], |[x]| x * x) / x.len() as f32 + eps).sqrt()
     }
 }
 
@@ -208,16 +208,14 @@ vectorised! {
 
 vectorised! {
     fn dot(x: &[f32], y: &[f32]) -> f32 {
-        let y = &y[..x.len()];
-        sum(x.len(), |i| x[i] * y[i])
+        sum([x, y], |[x, y]| x * y)
     }
 }
 
 vectorised! {
     /// `sum(x_hat * weight * dy)`, where `x_hat` is the normalised `x`.
     fn weighted_dot(x: &[f32], mean: f32, rstd: f32, weight: &[f32], dy: &[f32]) -> f32 {
-        let (weight, dy) = (&weight[..x.len()], &dy[..x.len()]);
-        sum(x.len(), |i| (x[i] - mean) * weight[i] * dy[i]) * rstd
+        sum([x, weight, dy], |[x, weight, dy]| (x - mean) * weight * dy) * rstd
     }
 }
 

@@ -71,39 +71,40 @@ pub(super) use vectorised;
 /// Lanes of every sum: two AVX2 registers, one of AVX-512.
 pub(super) const LANES: usize = 16;
 
-/// Sums the lanes by halves, in a fixed order.
+/// Combines the lanes by halves, in a fixed order.
 #[inline(always)]
-pub(super) fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
+fn combine(mut lanes: [f32; LANES], with: impl Fn(f32, f32) -> f32) -> f32 {
     let mut half = LANES / 2;
     while half > 0 {
         for i in 0..half {
-            lanes[i] += lanes[i + half];
+            lanes[i] = with(lanes[i], lanes[i + half]);
         }
         half /= 2;
     }
     lanes[0]
 }
 
-/// Sums `term(i)` for `i` in `0..n`, in lanes.
+/// Sums `term` over the elements of slices of one length, in lanes.
 ///
 /// Meant to be inlined into a [`vectorised!`] function.
+///
+/// # Panics
+/// When a slice is shorter than the first.
 #[inline(always)]
-pub(super) fn sum(n: usize, term: impl Fn(usize) -> f32) -> f32 {
+pub(super) fn sum<const N: usize>(operands: [&[f32]; N], term: impl Fn([f32; N]) -> f32) -> f32 {
+    let n = operands[0].len();
+    let split = operands.map(|operand| operand[..n].as_chunks::<LANES>());
     let mut lanes = [0.0; LANES];
-    let whole = n - n % LANES;
-    let mut i = 0;
-    while i < whole {
-        for (l, lane) in lanes.iter_mut().enumerate() {
-            *lane += term(i + l);
-        }
-        i += LANES;
-    }
-    for (l, lane) in lanes.iter_mut().enumerate() {
-        if whole + l < n {
-            *lane += term(whole + l);
+    for c in 0..n / LANES {
+        let chunks = split.map(|(chunks, _)| &chunks[c]);
+        for l in 0..LANES {
+            lanes[l] += term(chunks.map(|chunk| chunk[l]));
         }
     }
-    sum_lanes(lanes)
+    for l in 0..n % LANES {
+        lanes[l] += term(split.map(|(_, rest)| rest[l]));
+    }
+    combine(lanes, |a, b| a + b)
 }
 
 /// The largest of `values`, or minus infinity when there is none. NaN is skipped.
@@ -115,14 +116,14 @@ pub(super) fn max(values: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (chunks, rest) = values.as_chunks::<LANES>();
     for chunk in chunks {
-        for (lane, &value) in lanes.iter_mut().zip(chunk) {
-            *lane = larger(*lane, value);
+        for l in 0..LANES {
+            lanes[l] = larger(lanes[l], chunk[l]);
         }
     }
     for (lane, &value) in lanes.iter_mut().zip(rest) {
         *lane = larger(*lane, value);
     }
-    lanes.into_iter().fold(f32::NEG_INFINITY, larger)
+    combine(lanes, larger)
 }
 
 #[cfg(test)]
@@ -131,7 +132,7 @@ mod tests {
 
     vectorised! {
         fn total(values: &[f32]) -> f32 {
-            sum(values.len(), |i| values[i])
+            sum([values], |[x]| x)
         }
     }
 

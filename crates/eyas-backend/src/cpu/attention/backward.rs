@@ -157,8 +157,15 @@ fn piece_backward(
         let source = &qkv.data()[(piece.sequence.start + start) * width..];
         let source_keys = &source[layout.key(piece.kv_head)..];
         pack_rows(source_keys, width, count, dim, &mut keys);
-        pack_transposed(source_keys, width, count, dim, &mut keys_transposed);
-        pack_transposed(&source[layout.value(piece.kv_head)..], width, count, dim, &mut values_transposed);
+        pack_transposed(level, source_keys, width, count, dim, &mut keys_transposed);
+        pack_transposed(
+            level,
+            &source[layout.value(piece.kv_head)..],
+            width,
+            count,
+            dim,
+            &mut values_transposed,
+        );
 
         let from = start.saturating_sub(first) * heads;
         let sight = end_of_sight(spec.window, start + count - 1).saturating_sub(first);

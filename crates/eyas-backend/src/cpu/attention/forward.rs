@@ -1,7 +1,9 @@
 //! One piece of attention, forward: softmax along tiles of keys (Milakov and Gimelshein 2018, as FlashAttention).
 
 use super::product::{COLS, Left, ROWS, Right, product};
-use super::tile::{Running, add_to, pack_rows, pack_scaled, pack_transposed, padded, scaled, softmax_row};
+use super::tile::{
+    Running, add_to, pack_rows, pack_scaled, pack_transposed, padded, scale, scaled, softmax_row,
+};
 use super::{Piece, end_of_sight, first_key};
 use crate::backend::DeviceTensor;
 use crate::cpu::scratch::Scratch;
@@ -59,7 +61,7 @@ pub(super) fn attend(
     let mut start = first_key(spec.window, first) / KEYS * KEYS;
     while start <= last {
         let count = KEYS.min(last + 1 - start);
-        pack_transposed(&source.keys[start * source.stride..], source.stride, count, dim, &mut keys);
+        pack_transposed(level, &source.keys[start * source.stride..], source.stride, count, dim, &mut keys);
         pack_rows(&source.values[start * source.stride..], source.stride, count, dim, &mut values);
 
         let from = start.saturating_sub(first) * heads;
@@ -89,8 +91,7 @@ pub(super) fn attend(
                 scores[seen.end..].fill(f32::NEG_INFINITY);
                 let factor = softmax_row(&mut scores[low..], &mut running[row]);
                 if factor != 1.0 {
-                    let sums = &mut sums[row * wide..][..wide];
-                    sums.iter_mut().for_each(|sum| *sum *= factor);
+                    scale(&mut sums[row * wide..][..wide], factor);
                 }
             }
             let left = Left { data: &scores[low..], row: KEYS, col: 1 };

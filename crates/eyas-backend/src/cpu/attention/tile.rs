@@ -1,7 +1,7 @@
 //! Keys and values of a tile, laid out for [`super::product`], and the elementwise work on its scores.
 
 use super::product::COLS;
-use crate::cpu::simd::{max, sum, vectorised};
+use crate::cpu::simd::{Level, max, sum, vectorised};
 use crate::cpu::vexp::exp;
 
 /// `dim` rounded up to whole panels.
@@ -11,26 +11,76 @@ pub(super) fn padded(dim: usize) -> usize {
 
 /// Lays `count` rows of `dim` elements, `stride` apart, out as panels of their transpose: element `i` of row `j` at
 /// `(j / 16 * dim + i) * 16 + j % 16`. Rows missing from the last panel are zero.
-pub(super) fn pack_transposed(rows: &[f32], stride: usize, count: usize, dim: usize, panels: &mut [f32]) {
+pub(super) fn pack_transposed(
+    level: Level,
+    rows: &[f32],
+    stride: usize,
+    count: usize,
+    dim: usize,
+    panels: &mut [f32],
+) {
     for (p, panel) in panels.chunks_exact_mut(dim * COLS).take(count.div_ceil(COLS)).enumerate() {
         let first = p * COLS;
+        let rows = &rows[first * stride..];
         let present = COLS.min(count - first);
-        if present < COLS {
-            panel.fill(0.0);
+        let mut done = 0;
+        #[cfg(target_arch = "x86_64")]
+        if present == COLS && level > Level::Portable {
+            // SAFETY: the processor has the instructions of `level`, AVX2 among them.
+            done = unsafe { transpose_avx2(rows, stride, dim, panel) };
         }
-        transpose_panel(&rows[first * stride..], stride, present, dim, panel);
-    }
-}
-
-vectorised! {
-    fn transpose_panel(rows: &[f32], stride: usize, count: usize, dim: usize, panel: &mut [f32]) {
-        for j in 0..count {
-            let row = &rows[j * stride..][..dim];
-            for (i, &value) in row.iter().enumerate() {
-                panel[i * COLS + j] = value;
+        panel[done * COLS..].fill(0.0);
+        for j in 0..present {
+            for i in done..dim {
+                panel[i * COLS + j] = rows[j * stride + i];
             }
         }
     }
+}
+
+/// Transposes sixteen rows in squares of eight by eight, as many as fit; returns the elements of a row that are done.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn transpose_avx2(rows: &[f32], stride: usize, dim: usize, panel: &mut [f32]) -> usize {
+    use std::arch::x86_64::*;
+    let whole = dim - dim % 8;
+    if whole == 0 {
+        return 0;
+    }
+    assert!((COLS - 1) * stride + whole <= rows.len() && whole * COLS <= panel.len());
+    for half in [0, 8] {
+        for i in (0..whole).step_by(8) {
+            // SAFETY: eight elements from `i` on of rows `half..half + 8`, and columns `half..half + 8` of rows
+            // `i..i + 8` of the panel, are within what was just checked.
+            unsafe {
+                let row = |j: usize| _mm256_loadu_ps(rows.as_ptr().add((half + j) * stride + i));
+                let pairs = [(0, 1), (2, 3), (4, 5), (6, 7)].map(|(a, b)| {
+                    let (a, b) = (row(a), row(b));
+                    [_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)]
+                });
+                // Columns c and c + 4 of four rows, for c in 0..4.
+                let quads = |a: [__m256; 2], b: [__m256; 2]| {
+                    [
+                        _mm256_shuffle_ps::<0x44>(a[0], b[0]),
+                        _mm256_shuffle_ps::<0xee>(a[0], b[0]),
+                        _mm256_shuffle_ps::<0x44>(a[1], b[1]),
+                        _mm256_shuffle_ps::<0xee>(a[1], b[1]),
+                    ]
+                };
+                let (upper, lower) = (quads(pairs[0], pairs[1]), quads(pairs[2], pairs[3]));
+                let target = panel.as_mut_ptr().add(i * COLS + half);
+                for c in 0..4 {
+                    let (low, high) = (
+                        _mm256_permute2f128_ps::<0x20>(upper[c], lower[c]),
+                        _mm256_permute2f128_ps::<0x31>(upper[c], lower[c]),
+                    );
+                    _mm256_storeu_ps(target.add(c * COLS), low);
+                    _mm256_storeu_ps(target.add((c + 4) * COLS), high);
+                }
+            }
+        }
+    }
+    whole
 }
 
 /// Copies `count` rows of `dim` elements, `stride` apart, to rows of [`padded`] elements, zero at the end.
@@ -71,9 +121,17 @@ vectorised! {
 }
 
 vectorised! {
+    /// `y *= factor`
+    pub(super) fn scale(y: &mut [f32], factor: f32) {
+        for y in y.iter_mut() {
+            *y *= factor;
+        }
+    }
+}
+
+vectorised! {
     pub(super) fn dot(x: &[f32], y: &[f32]) -> f32 {
-        let y = &y[..x.len()];
-        sum(x.len(), |i| x[i] * y[i])
+        sum([x, y], |[x, y]| x * y)
     }
 }
 
@@ -99,10 +157,9 @@ vectorised! {
         for score in scores.iter_mut() {
             *score = exp(*score - base);
         }
-        let scores = &*scores;
         let factor = if running.largest == largest { 1.0 } else { exp(running.largest - base) };
         running.largest = largest;
-        running.total = running.total.mul_add(factor, sum(scores.len(), |i| scores[i]));
+        running.total = running.total.mul_add(factor, sum([&*scores], |[x]| x));
         factor
     }
 }
@@ -126,21 +183,26 @@ mod tests {
 
     #[test]
     fn packing_transposes_and_pads() {
-        let (stride, count, dim) = (7, 19, 5);
-        let rows: Vec<f32> = (0..stride * count).map(|i| i as f32).collect();
-        let mut panels = vec![f32::NAN; 2 * dim * COLS];
-        pack_transposed(&rows, stride, count, dim, &mut panels);
-        let mut packed = vec![f32::NAN; count * padded(dim)];
-        pack_rows(&rows, stride, count, dim, &mut packed);
-        for j in 0..32 {
-            for i in 0..dim {
-                let want = if j < count { rows[j * stride + i] } else { 0.0 };
-                assert_eq!(panels[(j / COLS * dim + i) * COLS + j % COLS], want);
+        for (level, dim) in
+            [(Level::Portable, 5), (Level::detect(), 5), (Level::detect(), 19), (Level::detect(), 64)]
+        {
+            let (stride, count) = (dim + 2, 35);
+            let rows: Vec<f32> = (0..stride * count).map(|i| i as f32).collect();
+            let mut panels = vec![f32::NAN; 3 * dim * COLS];
+            pack_transposed(level, &rows, stride, count, dim, &mut panels);
+            let wide = padded(dim);
+            let mut packed = vec![f32::NAN; count * wide];
+            pack_rows(&rows, stride, count, dim, &mut packed);
+            for j in 0..48 {
+                for i in 0..dim {
+                    let want = if j < count { rows[j * stride + i] } else { 0.0 };
+                    assert_eq!(panels[(j / COLS * dim + i) * COLS + j % COLS], want, "row {j}, element {i}");
+                }
             }
-        }
-        for j in 0..count {
-            assert_eq!(packed[j * 16..][..dim], rows[j * stride..][..dim]);
-            assert!(packed[j * 16 + dim..(j + 1) * 16].iter().all(|&x| x == 0.0));
+            for j in 0..count {
+                assert_eq!(packed[j * wide..][..dim], rows[j * stride..][..dim]);
+                assert!(packed[j * wide + dim..(j + 1) * wide].iter().all(|&x| x == 0.0));
+            }
         }
     }
 
