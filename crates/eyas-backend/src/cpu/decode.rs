@@ -71,10 +71,13 @@ mod avx2 {
     /// The processor has AVX2; `out` is a whole number of steps and `packed` holds as many codes.
     #[target_feature(enable = "avx2")]
     pub(super) unsafe fn decode_run(book: &Codebook, packed: &[u8], scale: f32, out: &mut [f32]) {
-        // SAFETY: each plane holds 16 bytes.
-        let planes = book
-            .planes
-            .map(|plane| unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(plane.as_ptr().cast())) });
+        // No closures here: one passed to a library function would be compiled without AVX2, and called.
+        let mut planes = [_mm256_setzero_si256(); 4];
+        for i in 0..4 {
+            // SAFETY: a plane is 16 bytes.
+            planes[i] =
+                unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(book.planes[i].as_ptr().cast())) };
+        }
         let scale = _mm256_set1_ps(scale);
         // Each byte twice, those of codes 0..4, 8..12, 16..20, 24..28 in the low lane and the others in the high
         // one: the widening unpacks below then yield eight codes in order.
@@ -90,7 +93,8 @@ mod avx2 {
                 _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), _mm256_set1_epi16(0x000F)),
                 _mm256_and_si256(bytes, _mm256_set1_epi16(0x0F00)),
             );
-            let [p0, p1, p2, p3] = planes.map(|plane| _mm256_shuffle_epi8(plane, codes));
+            let (p0, p1) = (_mm256_shuffle_epi8(planes[0], codes), _mm256_shuffle_epi8(planes[1], codes));
+            let (p2, p3) = (_mm256_shuffle_epi8(planes[2], codes), _mm256_shuffle_epi8(planes[3], codes));
             let low = [_mm256_unpacklo_epi8(p0, p1), _mm256_unpacklo_epi8(p2, p3)];
             let high = [_mm256_unpackhi_epi8(p0, p1), _mm256_unpackhi_epi8(p2, p3)];
             let values = [

@@ -1,15 +1,27 @@
 //! Products of a few rows: each weight is read once, from memory to registers, and meets all of them.
+//!
+//! Generation is bound by the reading of the weights, so 4-bit codes are looked up as exact `f32` values with byte
+//! shuffles, fast enough to keep up with memory, and multiplied right there. Nothing is rounded that a product of
+//! many rows would not round too.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod portable;
+
+use eyas_quant::Quantized;
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::CpuWeight;
+use super::decode::Codebook;
 use super::product::Output;
 use super::scratch::Scratch;
+use super::weight::{Elements, read_scales};
 
 /// Most rows that are multiplied this way.
 pub(super) const TOKENS: usize = 8;
-/// Rows of a weight that a task takes.
-const ROWS: usize = 32;
+/// Weights that make a task worth handing over.
+const TASK: usize = 1 << 15;
 
 /// The rows of a job.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +54,38 @@ pub(super) struct Job<'a> {
     pub update: Option<Update<'a>>,
 }
 
-/// `out (+)= x W^T + bias + update` of every job; `x` `[tokens, depth]`.
+/// The few rows, `stride` elements apart, in the order of columns that a kernel asks for.
+#[derive(Clone, Copy, Debug)]
+struct Few<'a> {
+    values: &'a [f32],
+    stride: usize,
+}
+
+/// The inner loops: one row of a weight times `T` rows of `x`. Sums have a fixed order for each implementation.
+trait Dot {
+    /// How `x` is to be ordered for [`Dot::four_bit`]: element `i` of each group is column
+    /// `FOUR_BIT_ORDER[i]` of it.
+    const FOUR_BIT_ORDER: &'static [usize];
+    /// How `x` is to be ordered for [`Dot::bf16`].
+    const BF16_ORDER: &'static [usize];
+    /// Depths that [`Dot::four_bit`] takes are multiples of it; zero where it takes none.
+    const FOUR_BIT_STEP: usize;
+
+    fn f32<const T: usize>(row: &[f32], x: Few<'_>) -> [f32; T];
+    fn f16<const T: usize>(row: &[f16], x: Few<'_>) -> [f32; T];
+    fn bf16<const T: usize>(row: &[bf16], x: Few<'_>) -> [f32; T];
+    /// `codes` `depth / 2` bytes; the scale of element `i` is `scales[(first + i) >> shift]`.
+    fn four_bit<const T: usize>(
+        book: &Codebook,
+        codes: &[u8],
+        first: usize,
+        shift: u32,
+        scales: &[f32],
+        x: Few<'_>,
+    ) -> [f32; T];
+}
+
+/// `out (+)= x W^T + bias + update` of every job; `x` `[tokens, depth]`, at most [`TOKENS`] tokens.
 pub(super) fn multiply(
     scratch: &Scratch,
     tokens: usize,
@@ -52,44 +95,202 @@ pub(super) fn multiply(
     out: Output<'_>,
     add: bool,
 ) {
-    let tasks: Vec<_> =
-        jobs.iter().flat_map(|job| (0..job.rows).step_by(ROWS).map(move |row| (job, row))).collect();
-    tasks.into_par_iter().for_each(|(job, first)| {
-        let mut buffer = scratch.take::<f32>(depth);
-        for row in first..(first + ROWS).min(job.rows) {
-            let weights = match job.weight {
-                Rows::Weight(weight) => {
-                    weight.read(row, 0, &mut buffer);
-                    &buffer[..]
-                }
-                Rows::Matrix(values) => &values[row * depth..][..depth],
-            };
-            for token in 0..tokens {
-                let mut sum = dot(weights, &x[token * depth..][..depth]);
-                if let Some(bias) = job.bias {
-                    sum += bias[row];
-                }
-                if let Some(update) = job.update {
-                    let b = &update.b[row * update.r..][..update.r];
-                    sum += update.scaling * dot(b, &update.hidden[token * update.stride..][..update.r]);
-                }
-                let col = job.col + row;
-                // SAFETY: the jobs' columns do not overlap, and a row of a job belongs to one task.
-                let out = unsafe { &mut out.at(token, col).row(0, 0..1)[0] };
-                *out = if add { *out + sum } else { sum };
-            }
-        }
+    #[cfg(target_arch = "x86_64")]
+    if avx2::Avx2::is_supported() {
+        return multiply_with::<avx2::Avx2>(scratch, tokens, depth, x, jobs, out, add);
+    }
+    multiply_with::<portable::Portable>(scratch, tokens, depth, x, jobs, out, add);
+}
+
+fn multiply_with<D: Dot>(
+    scratch: &Scratch,
+    tokens: usize,
+    depth: usize,
+    x: &[f32],
+    jobs: &[Job<'_>],
+    out: Output<'_>,
+    add: bool,
+) {
+    let product = Product::<D> {
+        scratch,
+        depth,
+        x: [&[], D::FOUR_BIT_ORDER, D::BF16_ORDER].map(|order| {
+            let mut ordered = scratch.take::<f32>(tokens * depth);
+            reorder(x, depth, order, &mut ordered);
+            ordered
+        }),
+        out,
+        add,
+        dot: std::marker::PhantomData,
+    };
+    let rows = (TASK / depth.max(1)).next_multiple_of(8);
+    let tasks: Vec<_> = jobs
+        .iter()
+        .flat_map(|job| (0..job.rows).step_by(rows).map(move |row| (job, row..(row + rows).min(job.rows))))
+        .collect();
+    tasks.into_par_iter().with_max_len(1).for_each(|(job, rows)| match tokens {
+        0 => {}
+        1 => product.rows::<1>(job, rows),
+        2 => product.rows::<2>(job, rows),
+        3 => product.rows::<3>(job, rows),
+        4 => product.rows::<4>(job, rows),
+        5 => product.rows::<5>(job, rows),
+        6 => product.rows::<6>(job, rows),
+        7 => product.rows::<7>(job, rows),
+        8 => product.rows::<8>(job, rows),
+        _ => unreachable!("{tokens} rows are not few"),
     });
 }
 
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0f32; 16];
-    let (a16, b16) = (a.chunks_exact(16), b.chunks_exact(16));
-    let tail: f32 = a16.remainder().iter().zip(b16.remainder()).map(|(a, b)| a * b).sum();
-    for (a, b) in a16.zip(b16) {
-        for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
-            *sum += a * b;
+/// Orders the columns of whole groups of every row; the rest stay as they are.
+fn reorder(x: &[f32], depth: usize, order: &[usize], out: &mut [f32]) {
+    out.copy_from_slice(x);
+    if order.is_empty() || depth == 0 {
+        return;
+    }
+    for (x, out) in x.chunks_exact(depth).zip(out.chunks_exact_mut(depth)) {
+        for (x, out) in x.chunks_exact(order.len()).zip(out.chunks_exact_mut(order.len())) {
+            for (out, &i) in out.iter_mut().zip(order) {
+                *out = x[i];
+            }
         }
     }
-    sums.iter().sum::<f32>() + tail
+}
+
+struct Product<'a, D> {
+    scratch: &'a Scratch,
+    depth: usize,
+    /// `x` as it is, as [`Dot::four_bit`] and as [`Dot::bf16`] want it.
+    x: [super::scratch::Buffer<'a, f32>; 3],
+    out: Output<'a>,
+    add: bool,
+    dot: std::marker::PhantomData<fn() -> D>,
+}
+
+impl<D: Dot> Product<'_, D> {
+    /// Some rows of a job: columns of the output.
+    fn rows<const T: usize>(&self, job: &Job<'_>, rows: std::ops::Range<usize>) {
+        let depth = self.depth;
+        let [plain, four_bit, halves] = self.x.each_ref().map(|x| Few { values: x, stride: depth });
+        let whole = |row: usize| row * depth..(row + 1) * depth;
+        match job.weight {
+            Rows::Matrix(values) => self.each::<T>(job, rows, |row| D::f32(&values[whole(row)], plain)),
+            Rows::Weight(weight) => match weight.elements() {
+                Elements::F32(values) => self.each::<T>(job, rows, |row| D::f32(&values[whole(row)], plain)),
+                Elements::F16(values) => self.each::<T>(job, rows, |row| D::f16(&values[whole(row)], plain)),
+                Elements::Bf16(values) => {
+                    self.each::<T>(job, rows, |row| D::bf16(&values[whole(row)], halves))
+                }
+                Elements::FourBit { weight: codes, book }
+                    if D::FOUR_BIT_STEP > 0 && depth.is_multiple_of(D::FOUR_BIT_STEP) =>
+                {
+                    self.four_bit::<T>(job, rows, codes, book, four_bit);
+                }
+                Elements::FourBit { .. } => {
+                    let mut buffer = self.scratch.take::<f32>(depth);
+                    self.each::<T>(job, rows, |row| {
+                        weight.read(row, 0, &mut buffer);
+                        D::f32(&buffer, plain)
+                    });
+                }
+            },
+        }
+    }
+
+    fn four_bit<const T: usize>(
+        &self,
+        job: &Job<'_>,
+        rows: std::ops::Range<usize>,
+        weight: &Quantized,
+        book: &Codebook,
+        x: Few<'_>,
+    ) {
+        let (depth, shift) = (self.depth, weight.block_size().trailing_zeros());
+        let first_block = (rows.start * depth) >> shift;
+        let blocks = (rows.end * depth).div_ceil(weight.block_size()) - first_block;
+        let mut scales = self.scratch.take::<f32>(blocks);
+        read_scales(weight.absmax(), first_block, &mut scales);
+        self.each::<T>(job, rows, |row| {
+            let first = row * depth;
+            let codes = &weight.packed()[first / 2..(first + depth) / 2];
+            let first = first - (first_block << shift);
+            D::four_bit(book, codes, first, shift, &scales, x)
+        });
+    }
+
+    /// Writes what `dot` returns for each row.
+    fn each<const T: usize>(
+        &self,
+        job: &Job<'_>,
+        rows: std::ops::Range<usize>,
+        mut dot: impl FnMut(usize) -> [f32; T],
+    ) {
+        for row in rows {
+            let mut sums = dot(row);
+            if let Some(Update { b, r, scaling, hidden, stride }) = job.update {
+                let update: [f32; T] = D::f32(&b[row * r..(row + 1) * r], Few { values: hidden, stride });
+                for (sum, update) in sums.iter_mut().zip(update) {
+                    *sum += scaling * update;
+                }
+            }
+            let bias = job.bias.map_or(0.0, |bias| bias[row]);
+            for (token, sum) in sums.into_iter().enumerate() {
+                let col = job.col + row;
+                // SAFETY: the jobs' columns do not overlap, and a row of a job belongs to one task.
+                let out = unsafe { self.out.row(token, col..col + 1) };
+                out[0] = if self.add { out[0] + (sum + bias) } else { sum + bias };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Both implementations on one row of every storage.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn vector_and_portable_forms_agree() {
+        if !avx2::Avx2::is_supported() {
+            return;
+        }
+        fn check<const T: usize>(depth: usize) {
+            let stride = depth + 3;
+            let x: Vec<f32> = (0..T * stride).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
+            let row: Vec<f32> = (0..depth).map(|i| ((i * 53 % 97) as f32 - 48.0) / 48.0).collect();
+            let few = Few { values: &x, stride };
+            let close = |a: [f32; T], b: [f32; T]| {
+                for (a, b) in a.into_iter().zip(b) {
+                    assert!((a - b).abs() < 1e-4, "{depth} x {T}: {a} {b}");
+                }
+            };
+            close(avx2::Avx2::f32(&row, few), portable::Portable::f32(&row, few));
+            let half: Vec<f16> = row.iter().map(|&v| f16::from_f32(v)).collect();
+            close(avx2::Avx2::f16(&half, few), portable::Portable::f16(&half, few));
+            let half: Vec<bf16> = row.iter().map(|&v| bf16::from_f32(v)).collect();
+            let mut ordered = x.clone();
+            for (x, out) in x.chunks_exact(stride).zip(ordered.chunks_exact_mut(stride)) {
+                reorder(&x[..depth], depth, avx2::Avx2::BF16_ORDER, &mut out[..depth]);
+            }
+            close(
+                avx2::Avx2::bf16(&half, Few { values: &ordered, stride }),
+                portable::Portable::bf16(&half, few),
+            );
+        }
+        for depth in [0, 1, 7, 8, 16, 31, 32, 33, 64, 100, 200] {
+            check::<1>(depth);
+            check::<2>(depth);
+            check::<5>(depth);
+            check::<8>(depth);
+        }
+    }
+
+    #[test]
+    fn groups_are_reordered_and_the_rest_kept() {
+        let x: Vec<f32> = (0..10).map(|i| i as f32).collect();
+        let mut out = vec![0.0; 10];
+        reorder(&x, 5, &[1, 0], &mut out);
+        assert_eq!(out, [1.0, 0.0, 3.0, 2.0, 4.0, 6.0, 5.0, 8.0, 7.0, 9.0]);
+    }
 }

@@ -203,10 +203,11 @@ unsafe fn transpose_avx2(source: &[u32], rows: usize, depth: usize, out: &mut [u
     use std::arch::x86_64::*;
     for k in (0..depth / 8 * 8).step_by(8) {
         for row in (0..rows).step_by(8) {
-            let r: [__m256; 8] = std::array::from_fn(|i| {
+            let mut r = [_mm256_setzero_ps(); 8];
+            for (i, r) in r.iter_mut().enumerate() {
                 // SAFETY: row + i < rows and k + 8 <= depth.
-                unsafe { _mm256_loadu_ps(source.as_ptr().add((row + i) * depth + k).cast()) }
-            });
+                *r = unsafe { _mm256_loadu_ps(source.as_ptr().add((row + i) * depth + k).cast()) };
+            }
             let t = [
                 _mm256_unpacklo_ps(r[0], r[1]),
                 _mm256_unpackhi_ps(r[0], r[1]),

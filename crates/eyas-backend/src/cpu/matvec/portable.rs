@@ -1,0 +1,61 @@
+//! The inner loops on any processor.
+
+use half::{bf16, f16};
+
+use super::{Dot, Few};
+use crate::cpu::decode::Codebook;
+
+/// Plain loops, with as many sums as a compiler needs to use vectors.
+pub(super) struct Portable;
+
+impl Dot for Portable {
+    const FOUR_BIT_ORDER: &'static [usize] = &[];
+    const BF16_ORDER: &'static [usize] = &[];
+    const FOUR_BIT_STEP: usize = 0;
+
+    fn f32<const T: usize>(row: &[f32], x: Few<'_>) -> [f32; T] {
+        dot(row.len(), |i| row[i], x)
+    }
+
+    fn f16<const T: usize>(row: &[f16], x: Few<'_>) -> [f32; T] {
+        dot(row.len(), |i| row[i].to_f32(), x)
+    }
+
+    fn bf16<const T: usize>(row: &[bf16], x: Few<'_>) -> [f32; T] {
+        dot(row.len(), |i| f32::from_bits(u32::from(row[i].to_bits()) << 16), x)
+    }
+
+    fn four_bit<const T: usize>(
+        book: &Codebook,
+        codes: &[u8],
+        first: usize,
+        shift: u32,
+        scales: &[f32],
+        x: Few<'_>,
+    ) -> [f32; T] {
+        let value = |i: usize| {
+            let code = if i.is_multiple_of(2) { codes[i / 2] >> 4 } else { codes[i / 2] & 15 };
+            book.levels[usize::from(code)] * scales[(first + i) >> shift]
+        };
+        dot(codes.len() * 2, value, x)
+    }
+}
+
+fn dot<const T: usize>(len: usize, weight: impl Fn(usize) -> f32, x: Few<'_>) -> [f32; T] {
+    const LANES: usize = 8;
+    let mut sums = [[0.0f32; LANES]; T];
+    for start in (0..len).step_by(LANES) {
+        let count = LANES.min(len - start);
+        let mut weights = [0.0; LANES];
+        for (i, value) in weights[..count].iter_mut().enumerate() {
+            *value = weight(start + i);
+        }
+        for (t, sums) in sums.iter_mut().enumerate() {
+            let x = &x.values[t * x.stride + start..][..count];
+            for ((sum, x), weight) in sums.iter_mut().zip(x).zip(weights) {
+                *sum += x * weight;
+            }
+        }
+    }
+    sums.map(|sums| sums.iter().sum())
+}
