@@ -1,7 +1,9 @@
 //! Times every operation at the shapes of Falcon-7B and Llama-3-8B beside its floor: the larger of its bytes over the
 //! memory's measured speed and its products over the product speed of one large plain product.
 //!
-//!     cargo run --release -p eyas-cuda --example ops -- [falcon|llama|all] [tokens]
+//!     cargo run --release -p eyas-cuda --example ops -- [falcon|llama|all] [tokens] [once]
+//!
+//! With `once` the projections run once each after a first time, for a profiler to look at.
 
 use eyas_backend::{
     Activation, AdamW, Adapter, AttentionSpec, Backend, Dropout, Dtype, FlatBatch, HostMatrix, Linear,
@@ -68,6 +70,8 @@ struct Ceilings {
 struct Bench<'a> {
     backend: &'a CudaBackend,
     ceilings: Ceilings,
+    /// Run everything twice and time nothing.
+    once: bool,
 }
 
 impl Bench<'_> {
@@ -75,6 +79,9 @@ impl Bench<'_> {
     fn measure(&self, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
         work()?;
         self.backend.synchronize()?;
+        if self.once {
+            return Ok(f64::from(self.backend.time(work)?));
+        }
         let once = self.backend.time(&mut work)?.max(0.005);
         let runs = (20.0 / once).clamp(1.0, 50.0) as usize;
         let mut best = f64::INFINITY;
@@ -369,7 +376,7 @@ fn time_rest(bench: &Bench<'_>, shape: &Shape, length: usize, sequences: usize) 
 
 /// What the card reaches in a plain copy and in a large product.
 fn ceilings(backend: &CudaBackend) -> Result<Ceilings> {
-    let bench = Bench { backend, ceilings: Ceilings { bytes: 1.0, flops: 1.0 } };
+    let bench = Bench { backend, ceilings: Ceilings { bytes: 1.0, flops: 1.0 }, once: false };
     let dtype = backend.compute_dtype();
     let n = 8192;
     let x = filled(backend, dtype, n, n, 1)?;
@@ -401,7 +408,9 @@ fn main() -> Result<()> {
     let start = std::time::Instant::now();
     let backend = CudaBackend::new(CudaOptions::default())?;
     println!("{}: opened in {:.2} s", backend.name(), start.elapsed().as_secs_f64());
-    let bench = Bench { backend: &backend, ceilings: ceilings(&backend)? };
+    let once = args.next().is_some_and(|word| word == "once");
+    let ceilings = if once { Ceilings { bytes: 2.9e9, flops: 8e11 } } else { ceilings(&backend)? };
+    let bench = Bench { backend: &backend, ceilings, once };
     for shape in [falcon(), llama()] {
         if which != "all" && !shape.name.to_lowercase().starts_with(&which) {
             continue;
@@ -428,6 +437,9 @@ fn main() -> Result<()> {
         let len = (shape.ffn * shape.hidden) as f64;
         bench.row("dequantise", len * 2.516, 0.0, || backend.dequantise(&weight))?;
         time_projections(&bench, &shape, &projections, tokens, true)?;
+        if once {
+            continue;
+        }
         time_projections(&bench, &shape, &projections, 512, true)?;
         for few in [1, 8] {
             time_projections(&bench, &shape, &projections, few, false)?;
@@ -436,9 +448,9 @@ fn main() -> Result<()> {
             lora_path: Some(LoraPath::Accumulate),
             ..CudaOptions::default()
         })?;
-        if shape.name.starts_with("Falcon") {
+        if shape.name.starts_with("Falcon") && which != "all" {
             println!("with every update written first:");
-            let bench = Bench { backend: &other, ceilings: bench.ceilings };
+            let bench = Bench { backend: &other, ceilings: bench.ceilings, once };
             time_projections(&bench, &shape, &projections, tokens, false)?;
         }
         time_rest(&bench, &shape, 1024, tokens.div_ceil(1024))?;

@@ -9,8 +9,8 @@ use crate::kernels::{Grid, KernelArg, args};
 use crate::tensor::{check, is_vector};
 
 /// Columns that a thread holds in registers: `CHUNKS` of norm.cu times eight.
-const THREAD_COLS: usize = 32;
-const MAX_THREADS: usize = 512;
+const THREAD_COLS: usize = 16;
+const MAX_THREADS: usize = 1024;
 
 /// `QkvLayout` of prelude.cuh.
 #[derive(Clone, Copy, Debug)]

@@ -1,6 +1,6 @@
 //! The gradient's norm and AdamW. See `kernels/optimizer.cu`.
 
-use eyas_backend::{AdamW, Dtype, Result};
+use eyas_backend::{AdamW, Dtype, Error, Result};
 
 use crate::CudaTensor;
 use crate::backend::CudaBackend;
@@ -15,9 +15,10 @@ const NORM_BLOCKS: usize = 1024;
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct AdamWArg {
-    beta1: f32,
     beta2: f32,
     eps: f32,
+    take1: f32,
+    take2: f32,
     decay: f32,
     step_size: f32,
     root_correction: f32,
@@ -25,6 +26,12 @@ struct AdamWArg {
 }
 // SAFETY: the layout is that of `AdamW` in optimizer.cu.
 unsafe impl KernelArg for AdamWArg {}
+
+/// The decimal number that a person wrote for a constant: an `f32` 0.999 is off by 1.3e-8, which is 1.3e-5 of the
+/// `1 - beta2` that matters.
+fn as_written(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}
 
 impl CudaBackend {
     pub(crate) fn run_grad_norm(&self, grads: &CudaTensor, norm: &mut CudaTensor) -> Result<()> {
@@ -63,15 +70,19 @@ impl CudaBackend {
         check(op, "params", params, 1, n, Dtype::F32)?;
         check(op, "first_moment", first_moment, 1, n, Dtype::F32)?;
         check(op, "second_moment", second_moment, 1, n, Dtype::F32)?;
-        // Powers in f64, as PyTorch has them.
-        let correction = |beta: f32| 1.0 - f64::from(beta).powi(spec.step as i32);
+        if spec.step == 0 {
+            return Err(Error::Shape { op, reason: "steps are counted from 1, and this one is 0".into() });
+        }
+        let (lr, beta1, beta2) = (as_written(spec.lr), as_written(spec.beta1), as_written(spec.beta2));
+        let correction = |beta: f64| 1.0 - beta.powi(spec.step as i32);
         let arg = AdamWArg {
-            beta1: spec.beta1,
             beta2: spec.beta2,
             eps: spec.eps,
-            decay: 1.0 - spec.lr * spec.weight_decay,
-            step_size: (f64::from(spec.lr) / correction(spec.beta1)) as f32,
-            root_correction: (1.0 / correction(spec.beta2).sqrt()) as f32,
+            take1: (1.0 - beta1) as f32,
+            take2: (1.0 - beta2) as f32,
+            decay: (1.0 - lr * as_written(spec.weight_decay)) as f32,
+            step_size: (lr / correction(beta1)) as f32,
+            root_correction: (1.0 / correction(beta2).sqrt()) as f32,
             max_grad_norm: spec.max_grad_norm.unwrap_or(f32::INFINITY),
         };
         let len = grads.len();
@@ -89,5 +100,17 @@ impl CudaBackend {
                 len as u64
             ],
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::as_written;
+
+    #[test]
+    fn constants_are_the_decimals_that_were_written() {
+        assert_eq!(as_written(0.999), 0.999);
+        assert_eq!(as_written(2e-4), 2e-4);
+        assert_eq!(as_written(0.0), 0.0);
     }
 }

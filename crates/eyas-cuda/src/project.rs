@@ -354,7 +354,7 @@ impl CudaBackend {
             let pieces = self.thin_grad(&mut scratch, tokens, dh, ld_h, rank, input, dropout)?;
             for part in &parts {
                 if let Some(lora) = part.lora {
-                    self.add_grad(&pieces, part.rank, lora.r, 1.0, false, grads.at(lora.a))?;
+                    self.add_grad(&pieces, part.rank, lora.r, dropout.keep_scale, false, grads.at(lora.a))?;
                 }
             }
             if let Some((dx, add)) = &mut dx {

@@ -19,7 +19,7 @@ const STEP: usize = 64;
 #[repr(C)]
 pub(crate) struct DropoutArg {
     threshold: u32,
-    keep_scale: f32,
+    pub(crate) keep_scale: f32,
     seed: [u32; 2],
     projection: u32,
     micro_batch: u32,
@@ -220,6 +220,7 @@ impl CudaBackend {
                 tokens as i32,
                 rank_pad as i32,
                 packed.rank as i32,
+                dropout.keep_scale,
                 h,
                 ld_h as u64,
                 beside,

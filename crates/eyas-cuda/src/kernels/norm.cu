@@ -1,9 +1,9 @@
 // Layer and RMS norms: a block a row, the row in registers. Head norms: a warp a head.
 
-// Chunks of eight columns that a thread holds; blocks are sized so that four are enough (norm.rs).
-#define CHUNKS 4
+// Chunks of eight columns that a thread holds; blocks are sized so that two are enough (norm.rs).
+#define CHUNKS 2
 
-KERNEL __launch_bounds__(512) void norm_forward(const elem *x, const float *weight, const float *bias, elem *y, float *stats,
+KERNEL __launch_bounds__(1024) void norm_forward(const elem *x, const float *weight, const float *bias, elem *y, float *stats,
                                                  int n, float eps, int rms, int vec) {
     const u64 row = blockIdx.x;
     float v[CHUNKS][8], sum = 0.0f;
@@ -47,7 +47,7 @@ KERNEL __launch_bounds__(512) void norm_forward(const elem *x, const float *weig
 }
 
 // dx (+)= rstd (g - mean(g) - xhat mean(g xhat)), g = dy weight; RMS norms have no mean(g).
-KERNEL __launch_bounds__(512) void norm_backward(const elem *x, const float *weight, const float *stats, const elem *dy,
+KERNEL __launch_bounds__(1024) void norm_backward(const elem *x, const float *weight, const float *stats, const elem *dy,
                                                   elem *dx, int n, int rms, int add, int vec) {
     const u64 row = blockIdx.x;
     const float mean = rms ? 0.0f : stats[2 * row], rstd = stats[2 * row + 1];

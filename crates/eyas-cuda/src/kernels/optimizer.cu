@@ -2,20 +2,24 @@
 
 // The squares of a block's share, the same share whatever the card.
 KERNEL __launch_bounds__(256) void grad_norm_partial(const float *grads, u64 n, double *partial) {
-    const u64 share = (n + gridDim.x - 1) / gridDim.x;
+    const u64 share = ((n + gridDim.x - 1) / gridDim.x + 3) / 4 * 4;
     const u64 start = blockIdx.x * share, end = start + share < n ? start + share : n;
     double sum = 0.0;
-    float inner = 0.0f;
-    int count = 0;
-    for (u64 i = start + threadIdx.x; i < end; i += blockDim.x) {
-        inner += grads[i] * grads[i];
-        if (++count == 16) {
-            sum += inner;
-            inner = 0.0f;
-            count = 0;
+    // Four lanes of four squares each before the slower sum in f64.
+    for (u64 i = start + threadIdx.x * 4; i < end; i += blockDim.x * 4 * 4) {
+        float inner = 0.0f;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const u64 at = i + j * blockDim.x * 4;
+            if (at + 4 <= end) {
+                const float4 g = *(const float4 *)(grads + at);
+                inner += g.x * g.x + g.y * g.y + g.z * g.z + g.w * g.w;
+            } else {
+                for (u64 k = at; k < end; k++) inner += grads[k] * grads[k];
+            }
         }
+        sum += inner;
     }
-    sum += inner;
     __shared__ double sums[256];
     sums[threadIdx.x] = sum;
     __syncthreads();
@@ -40,7 +44,8 @@ KERNEL __launch_bounds__(256) void grad_norm_finish(const double *partial, int n
 }
 
 struct AdamW {
-    float beta1, beta2, eps;
+    float beta2, eps;
+    float take1, take2;     // 1 - beta1, 1 - beta2
     float decay;            // 1 - lr * weight_decay
     float step_size;        // lr / (1 - beta1^step)
     float root_correction;  // 1 / sqrt(1 - beta2^step)
@@ -74,8 +79,8 @@ KERNEL void adamw(AdamW c, const float *grads, const float *norm, float *params,
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             const float grad = g[j] * clip;
-            m[j] = m[j] + (1.0f - c.beta1) * (grad - m[j]);
-            v[j] = v[j] * c.beta2 + (1.0f - c.beta2) * grad * grad;
+            m[j] = m[j] + c.take1 * (grad - m[j]);
+            v[j] = v[j] * c.beta2 + c.take2 * grad * grad;
             p[j] = p[j] * c.decay - c.step_size * m[j] / (sqrtf(v[j]) * c.root_correction + c.eps);
         }
         if (whole) {

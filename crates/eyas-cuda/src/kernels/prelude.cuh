@@ -193,7 +193,12 @@ __device__ __forceinline__ uint4 dropout_words(const Dropout &d, u32 token, u32 
     }
     return make_uint4(c0, c1, c2, c3);
 }
-// Applies the mask of columns 8 * block .. 8 * block + 8.
+// Which halves of a word of two 2-byte elements stay, by the 16 random bits of each.
+__device__ __forceinline__ u32 kept_halves(const Dropout &d, u32 word) {
+    const int low = (int)((word & 0xffffu) - d.threshold) >> 31, high = (int)((word >> 16) - d.threshold) >> 31;
+    return ~__byte_perm((u32)low, (u32)high, 0x5410);
+}
+// Applies the mask of columns 8 * block .. 8 * block + 8, and the scale of what is kept.
 __device__ __forceinline__ void apply_dropout(const Dropout &d, u32 token, u32 block, float (&v)[8]) {
     const uint4 words = dropout_words(d, token, block);
     const u32 w[4] = {words.x, words.y, words.z, words.w};

@@ -50,7 +50,7 @@ __device__ __forceinline__ float masked(const Dropout &d, float v, u32 token, in
     const uint4 words = dropout_words(d, token, col / 8);
     const u32 w[4] = {words.x, words.y, words.z, words.w};
     const u32 word = w[col % 8 / 2], bits = col % 2 ? word >> 16 : word & 0xffffu;
-    return bits < d.threshold ? 0.0f : v * d.keep_scale;
+    return bits < d.threshold ? 0.0f : v;
 }
 
 // Plain f32 versions with the same blocks, for tests of exactness and small models.
@@ -92,7 +92,7 @@ KERNEL void thin_up(const elem *h, u64 ldh, int hvec, int r, const elem *p, u64 
         if (row >= tokens || col >= n) continue;
         float sum = 0.0f;
         for (int j = 0; j < r; j++) sum += h[row * ldh + j] * p[j * ldp + col];
-        sum = masked(drop, sum, row, col);
+        sum = masked(drop, sum, row, col) * drop.keep_scale;
         y[row * ldy + col] = add ? y[row * ldy + col] + sum : sum;
     }
 }
@@ -113,12 +113,15 @@ __device__ __forceinline__ void stage8(elem *to, const elem *row, int col, int n
     }
 }
 
-// Masks eight elements in shared memory.
+// Masks eight elements in shared memory. Their scale is that of the whole sum: the *_finish kernels apply it.
 __device__ __forceinline__ void mask8(elem *p, const Dropout &drop, u32 token, u32 block) {
-    float v[8];
-    Eight<elem>::load(p, v);
-    apply_dropout(drop, token, block, v);
-    Eight<elem>::store(p, v);
+    const uint4 words = dropout_words(drop, token, block);
+    uint4 v = *(const uint4 *)p;
+    v.x &= kept_halves(drop, words.x);
+    v.y &= kept_halves(drop, words.y);
+    v.z &= kept_halves(drop, words.z);
+    v.w &= kept_halves(drop, words.w);
+    *(uint4 *)p = v;
 }
 
 #define DOWN_LD (STEP + 8)
@@ -371,15 +374,15 @@ GRAD(64)
 GRAD(96)
 
 // Adds up the pieces: h [tokens, rank] of leading size ldh, and the spare columns [spare] of the wide operand if there is one.
-KERNEL void thin_down_finish(const float *partial, int pieces, int tokens, int rank_pad, int rank, elem *h, u64 ldh,
-                             elem *wide, u64 ld_wide, int spare) {
+KERNEL void thin_down_finish(const float *partial, int pieces, int tokens, int rank_pad, int rank, float scale, elem *h,
+                             u64 ldh, elem *wide, u64 ld_wide, int spare) {
     const u64 n = (u64)tokens * rank_pad;
     for (u64 i = blockIdx.x * (u64)blockDim.x + threadIdx.x; i < n; i += (u64)gridDim.x * blockDim.x) {
         float sum = 0.0f;
         for (int piece = 0; piece < pieces; piece++) sum += partial[piece * n + i];
         const u64 row = i / rank_pad;
         const int col = (int)(i - row * rank_pad);
-        const elem value = from_f32<elem>(col < rank ? sum : 0.0f);
+        const elem value = from_f32<elem>(col < rank ? sum * scale : 0.0f);
         if (col < rank) h[row * ldh + col] = value;
         if (wide && col < spare) wide[row * ld_wide + col] = value;
     }

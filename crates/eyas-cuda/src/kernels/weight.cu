@@ -72,12 +72,12 @@ KERNEL void widen(elem *out, u64 ld, int rows, int spare, const float *b, int st
     }
 }
 
-// Values first .. first + n of a weight, as f32 and as the products see them.
+// Values first .. first + n of a weight as f32: as the products see them where it is quantised, as kept where dense.
 KERNEL void read_quantized(Quantized q, u64 first, u64 n, float *out) {
     for (u64 i = blockIdx.x * (u64)blockDim.x + threadIdx.x; i < n; i += (u64)gridDim.x * blockDim.x)
         out[i] = to_f32(from_f32<elem>(quantized_value(q, first + i)));
 }
 KERNEL void read_dense(const void *src, int type, u64 first, u64 n, float *out) {
     for (u64 i = blockIdx.x * (u64)blockDim.x + threadIdx.x; i < n; i += (u64)gridDim.x * blockDim.x)
-        out[i] = to_f32(from_f32<elem>(read_element(src, type, first + i)));
+        out[i] = read_element(src, type, first + i);
 }
