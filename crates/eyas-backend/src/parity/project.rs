@@ -199,17 +199,21 @@ pub(super) fn check<B: Backend>(checker: &mut Checker<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// Puts a case's layers on the device; also returns the weights and biases as they are there.
-fn load<B: Backend>(
-    checker: &mut Checker<'_, B>,
-    case: &Case,
-) -> Result<(Projection<B>, Vec<Vec<f64>>, Vec<Vec<f64>>)> {
+/// A case's layers on the device, and their weights and biases as they are there.
+struct Loaded<B: Backend> {
+    projection: Projection<B>,
+    weights: Vec<Vec<f64>>,
+    biases: Vec<Vec<f64>>,
+}
+
+/// Puts a case's layers on the device.
+fn load<B: Backend>(checker: &mut Checker<'_, B>, case: &Case) -> Result<Loaded<B>> {
     let backend = checker.backend;
     let (mut parts, mut weights, mut biases) = (Vec::new(), Vec::new(), Vec::new());
     for &(out_features, storage, has_bias, _) in &case.parts {
         let matrix = checker.normal(out_features * case.in_features);
-        let weight =
-            backend.load_weight(HostMatrix::from_f32(out_features, case.in_features, &matrix)?, storage)?;
+        let matrix = HostMatrix::from_f32(out_features, case.in_features, &matrix)?;
+        let weight = backend.load_weight(matrix, storage)?;
         let mut seen = Vec::new();
         backend.download_weight(&weight, 0..out_features, &mut seen)?;
         weights.push(seen.into_iter().map(f64::from).collect());
@@ -217,12 +221,13 @@ fn load<B: Backend>(
         biases.push(if has_bias { values } else { vec![0.0; out_features] });
         parts.push(Linear { weight, bias: has_bias.then_some(tensor), out_features });
     }
-    Ok((Projection { in_features: case.in_features, index: 7, parts }, weights, biases))
+    let projection = Projection { in_features: case.in_features, index: 7, parts };
+    Ok(Loaded { projection, weights, biases })
 }
 
 fn try_case<B: Backend>(checker: &mut Checker<'_, B>, case: &Case) -> Result<()> {
     let (backend, tokens, k) = (checker.backend, case.tokens, case.in_features);
-    let (projection, weights, biases) = load(checker, case)?;
+    let Loaded { projection, weights, biases } = load(checker, case)?;
     // A and B of the parts one after the other, behind a parameter of somebody else's.
     let mut len = 3;
     let mut take = |n: usize| {
