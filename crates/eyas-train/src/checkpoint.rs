@@ -100,14 +100,21 @@ pub(crate) struct Contents<'a> {
     pub extra: &'a [ExtraFile],
 }
 
-/// A checkpoint, read back.
+/// A checkpoint whose files are whole.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    folder: PathBuf,
+    pub progress: Progress,
+    /// What its result depends on.
+    pub run: Map<String, Value>,
+}
+
+/// What a run goes on from.
 #[derive(Debug)]
 pub(crate) struct Restored {
     pub params: Vec<f32>,
     pub moments: Moments,
     pub state: TrainerState,
-    pub progress: Progress,
-    pub run: Map<String, Value>,
 }
 
 /// The folder of a step's checkpoint.
@@ -332,20 +339,29 @@ fn verify(folder: &Path) -> Result<Manifest, String> {
     Ok(manifest)
 }
 
-/// Reads a checkpoint for an adapter of this layout.
-pub(crate) fn read(folder: &Path, decoder: &Decoder, layout: &LoraLayout) -> Result<Restored> {
+/// Opens a checkpoint after checking all its files.
+pub(crate) fn open(folder: &Path) -> Result<Opened> {
     let damaged = |reason: String| Error::Checkpoint { path: folder.into(), reason };
     let Manifest { progress, run, .. } = verify(folder).map_err(damaged)?;
-    let path = folder.join(TRAINER_STATE_FILE);
-    let text = fs::read_to_string(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
-    let state: TrainerState =
-        serde_json::from_str(&text).map_err(|error| damaged(format!("{TRAINER_STATE_FILE}: {error}")))?;
-    let adapter = LoraAdapter::load(folder, decoder)?;
-    if adapter.layout.targets() != layout.targets() {
-        return Err(damaged("its adapter has other layers or ranks than the recipe asks for".into()));
+    Ok(Opened { folder: folder.into(), progress, run })
+}
+
+impl Opened {
+    /// Reads what a run with an adapter of this layout goes on from.
+    pub(crate) fn read(&self, decoder: &Decoder, layout: &LoraLayout) -> Result<Restored> {
+        let folder = &self.folder;
+        let damaged = |reason: String| Error::Checkpoint { path: folder.clone(), reason };
+        let path = folder.join(TRAINER_STATE_FILE);
+        let text = fs::read_to_string(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+        let state: TrainerState =
+            serde_json::from_str(&text).map_err(|error| damaged(format!("{TRAINER_STATE_FILE}: {error}")))?;
+        let adapter = LoraAdapter::load(folder, decoder)?;
+        if adapter.layout.targets() != layout.targets() {
+            return Err(damaged("its adapter has other layers or ranks than the recipe asks for".into()));
+        }
+        let moments = read_moments(&folder.join(OPTIMIZER_FILE), layout, self.progress.global_step)?;
+        Ok(Restored { params: adapter.params, moments, state })
     }
-    let moments = read_moments(&folder.join(OPTIMIZER_FILE), layout, progress.global_step)?;
-    Ok(Restored { params: adapter.params, moments, state, progress, run })
 }
 
 /// Steps of the optimiser are steps of the run: both count every update, the first included.

@@ -105,10 +105,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let output = PathBuf::from(&training.output_dir);
         checkpoint::clean(&output);
         let from = starting_checkpoint(&output, training, &mut warnings)?;
-        let restored =
-            from.as_deref().map(|folder| checkpoint::read(folder, model.decoder(), &layout)).transpose()?;
-        if let (Some(folder), Some(restored)) = (&from, &restored) {
-            warnings.extend(resume::compare(folder, &restored.run, &run)?);
+        let opened = from.as_deref().map(checkpoint::open).transpose()?;
+        if let (Some(folder), Some(opened)) = (&from, &opened) {
+            warnings.extend(resume::compare(folder, &opened.run, &run)?);
         }
 
         let shape = Shape {
@@ -124,21 +123,22 @@ impl<'a, B: Backend> Trainer<'a, B> {
             MemoryBudget::Bytes(bytes) => Some(bytes),
             MemoryBudget::Auto => job.free_memory.map(|free| free.saturating_add(model.footprint().total())),
         };
-        let rows = restored.as_ref().map(|restored| restored.progress.logit_rows);
+        let rows = opened.as_ref().map(|opened| opened.progress.logit_rows);
         let plan = TrainingPlan::new::<B>(&shape, training.gradient_checkpointing, budget, rows)?;
 
+        let num_train_epochs = max_steps.div_ceil(steps_per_epoch);
+        let mut state = TrainerState::new(max_steps, num_train_epochs, training);
+        let mut progress = Progress { logit_rows: plan.memory.logit_rows, ..Progress::default() };
+        let restored = opened.as_ref().map(|opened| opened.read(model.decoder(), &layout)).transpose()?;
         let params = match &restored {
             Some(restored) => &restored.params,
             None => &layout.initialize(training.seed),
         };
         let mut engine = Engine::new(backend, model, layout.clone(), params, plan.memory.clone())?;
-        let num_train_epochs = max_steps.div_ceil(steps_per_epoch);
-        let mut state = TrainerState::new(max_steps, num_train_epochs, training);
-        let mut progress = Progress { logit_rows: plan.memory.logit_rows, ..Progress::default() };
-        if let Some(restored) = &restored {
+        if let (Some(opened), Some(restored)) = (opened, restored) {
             engine.optimizer.restore(backend, &restored.moments)?;
-            progress = restored.progress.clone();
-            state.log_history = restored.state.log_history.clone();
+            progress = opened.progress;
+            state.log_history = restored.state.log_history;
             state.epoch = restored.state.epoch;
             state.total_flos = restored.state.total_flos;
             state.global_step = progress.global_step;

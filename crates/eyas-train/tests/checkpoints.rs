@@ -13,8 +13,10 @@ use eyas_train::recipe::ResumeFrom;
 use eyas_train::{Ending, Error};
 
 fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
@@ -84,7 +86,8 @@ fn only_the_newest_checkpoints_are_kept() {
     recipe.training.save_total_limit = Some(2);
     let (outcome, told) = run(&model, &backend, &recipe).unwrap();
     assert_eq!(told.saved, [2, 4, 6, 8, 9]);
-    let folders: Vec<String> = names(folder.path()).into_iter().filter(|name| name.contains("checkpoint")).collect();
+    let folders: Vec<String> =
+        names(folder.path()).into_iter().filter(|name| name.contains("checkpoint")).collect();
     assert_eq!(folders, ["checkpoint-8", "checkpoint-9"]);
     assert_eq!(outcome.checkpoint, Some(folder.path().join("checkpoint-9")));
 }
@@ -99,7 +102,10 @@ fn a_damaged_checkpoint_is_passed_over_by_name() {
     let damages: [(Damage, &str); 6] = [
         (|f| damage(&f.join("adapter_model.safetensors")), "adapter_model.safetensors has been changed"),
         (|f| damage(&f.join("optimizer.safetensors")), "optimizer.safetensors has been changed"),
-        (|f| fs::write(f.join("trainer_state.json"), "{}").unwrap(), "trainer_state.json has 2 bytes instead of"),
+        (
+            |f| fs::write(f.join("trainer_state.json"), "{}").unwrap(),
+            "trainer_state.json has 2 bytes instead of",
+        ),
         (|f| fs::remove_file(f.join("adapter_config.json")).unwrap(), "adapter_config.json cannot be read"),
         (|f| fs::write(f.join("eyas_state.json"), "{\"for").unwrap(), "eyas_state.json is not valid"),
         (|f| fs::remove_file(f.join("eyas_state.json")).unwrap(), "eyas_state.json cannot be read"),
@@ -112,7 +118,10 @@ fn a_damaged_checkpoint_is_passed_over_by_name() {
         assert_eq!(found.damaged.len(), 1);
         let (outcome, told) = run(&model, &backend, &recipe).unwrap();
         assert_eq!(told.losses.len(), 5);
-        assert!(told.warnings[0].contains("checkpoint-6 is damaged") && told.warnings[0].contains(reason), "{told:?}");
+        assert!(
+            told.warnings[0].contains("checkpoint-6 is damaged") && told.warnings[0].contains(reason),
+            "{told:?}"
+        );
         assert_eq!(bits(&outcome), bits(&expected));
         assert_eq!(find_last(folder.path()).unwrap().newest, Some(folder.path().join("checkpoint-9")));
     }
@@ -163,14 +172,20 @@ fn the_checkpoint_of_another_run_is_refused_with_what_differs() {
     let mut other = recipe.clone();
     other.training.learning_rate = 1e-3;
     other.training.seed = 7;
-    refused(run(&model, &backend, &other), "learning_rate was 0.005 and is now 0.001; seed was 42 and is now 7");
+    refused(
+        run(&model, &backend, &other),
+        "learning_rate was 0.005 and is now 0.001; seed was 42 and is now 7",
+    );
     let mut other = recipe.clone();
     other.lora.lora_alpha = 16.0;
     refused(run(&model, &backend, &other), "lora_alpha was 8.0 and is now 16.0");
     refused(run_rows(&model, &backend, &recipe, &rows(18), None), "rows was 19 and is now 18");
     let mut changed = rows(19);
     changed[3].target_mask[3] = !changed[3].target_mask[3];
-    refused(run_rows(&model, &backend, &recipe, &changed, None), "the rows, or how they are encoded, are others");
+    refused(
+        run_rows(&model, &backend, &recipe, &changed, None),
+        "the rows, or how they are encoded, are others",
+    );
     let quantised = load(&backend, "llama2", Some(Default::default()));
     refused(run(&quantised, &backend, &recipe), "the model's weights are others");
     // None of it has touched the checkpoints.
@@ -213,7 +228,8 @@ fn an_earlier_run_is_not_overwritten_unasked() {
     recipe.training.overwrite_output_dir = true;
     recipe.training.save_steps = 5;
     run(&model, &backend, &recipe).unwrap();
-    let folders: Vec<String> = names(folder.path()).into_iter().filter(|name| name.contains("checkpoint")).collect();
+    let folders: Vec<String> =
+        names(folder.path()).into_iter().filter(|name| name.contains("checkpoint")).collect();
     assert_eq!(folders, ["checkpoint-5", "checkpoint-9"]);
 }
 

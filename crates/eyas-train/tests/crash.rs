@@ -30,8 +30,15 @@ fn child() {
     recipe.training.save_total_limit = Some(2);
     recipe.training.resume_from_checkpoint = ResumeFrom::Last;
     let (train, eval) = (rows(19), &rows(24)[19..]);
-    let job =
-        Job { backend: &backend, model: &model, recipe: &recipe, train: &train, eval, free_memory: None, extra_files: Vec::new() };
+    let job = Job {
+        backend: &backend,
+        model: &model,
+        recipe: &recipe,
+        train: &train,
+        eval,
+        free_memory: None,
+        extra_files: Vec::new(),
+    };
     let mut out = std::io::stdout();
     let mut tell = |event: &Event<'_>| {
         let name = match event {
@@ -43,7 +50,9 @@ fn child() {
         writeln!(out, "event {name}").unwrap();
         out.flush().unwrap();
     };
-    if let Err(error) = Trainer::new(job).and_then(|mut trainer| trainer.run(&mut tell, &AtomicBool::new(false))) {
+    if let Err(error) =
+        Trainer::new(job).and_then(|mut trainer| trainer.run(&mut tell, &AtomicBool::new(false)))
+    {
         eprintln!("error: {error}");
         std::process::exit(7);
     }
@@ -91,7 +100,8 @@ fn a_run_killed_anywhere_ends_in_the_same_bits() {
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         // After a few events, and a little later: within a micro-batch, or while a checkpoint is written.
         let events = 2 + next(9);
-        let finished = lines.map_while(Result::ok).filter(|line| line.contains("event")).nth(events as usize).is_none();
+        let finished =
+            lines.map_while(Result::ok).filter(|line| line.contains("event")).nth(events as usize).is_none();
         if finished {
             assert!(child.wait().unwrap().success());
             break;

@@ -5,7 +5,6 @@ mod common;
 use std::sync::atomic::AtomicBool;
 
 use common::*;
-use eyas_backend::spec::QuantConfig;
 use eyas_checkpoint::Checkpoint;
 use eyas_model::adapter::matrices;
 use eyas_model::{LoraAdapter, MemoryPlan, Retain};
@@ -45,15 +44,26 @@ struct Spread {
     weight: f64,
 }
 
-fn check(name: &str, quantize: Option<QuantConfig>) {
+/// A base as bitsandbytes quantised it, bit for bit.
+fn quantised(name: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (from, to) in [("config.json", "config.json"), ("model.nf4.safetensors", "model.safetensors")] {
+        std::fs::copy(fixture(name).join(from), folder.path().join(to)).unwrap();
+    }
+    folder
+}
+
+fn check(name: &str, nf4: bool) {
     let text = std::fs::read_to_string(fixture(name).join("golden.json")).unwrap();
     let Golden { train } = serde_json::from_str(&text).unwrap();
-    let (expected, trained) = match quantize {
-        None => (&train.f32, "trained.f32.safetensors"),
-        Some(_) => (&train.nf4, "trained.nf4.safetensors"),
+    let (expected, trained) = match nf4 {
+        false => (&train.f32, "trained.f32.safetensors"),
+        true => (&train.nf4, "trained.nf4.safetensors"),
     };
     let backend = backend();
-    let model = load(&backend, name, quantize);
+    let folder = quantised(name);
+    let base = if nf4 { folder.path().to_path_buf() } else { fixture(name) };
+    let model = load_from(&backend, &base, None);
     let mut start = LoraAdapter::load(&fixture(name).join("adapter"), model.decoder()).unwrap();
     for (name, range, _) in matrices(&start.layout) {
         if name.contains("lora_B") {
@@ -66,7 +76,9 @@ fn check(name: &str, quantize: Option<QuantConfig>) {
         max_tokens: batches.iter().map(|batch| batch.tokens()).max().unwrap(),
         max_sequences: batches.iter().map(|batch| batch.sequences()).max().unwrap(),
         logit_rows: 4,
-        blocks: (0..model.decoder().blocks()).map(|i| if i % 2 == 0 { Retain::Keep } else { Retain::Recompute }).collect(),
+        blocks: (0..model.decoder().blocks())
+            .map(|i| if i % 2 == 0 { Retain::Keep } else { Retain::Recompute })
+            .collect(),
     };
     let mut engine = Engine::new(&backend, &model, start.layout.clone(), &start.params, plan).unwrap();
     let training = Training { max_grad_norm: train.max_grad_norm, ..Training::default() };
@@ -86,9 +98,15 @@ fn check(name: &str, quantize: Option<QuantConfig>) {
         assert!((rate - expected.learning_rate[step]).abs() < 1e-12, "{name}, step {step}: rate {rate}");
         let (loss, norm) = (f64::from(measured.loss), f64::from(measured.grad_norm));
         let off = (loss - expected.loss[step]).abs();
-        assert!(off < 1e-4 + expected.rounding_spread.loss, "{name}, step {step}: loss {loss} is off by {off}");
+        assert!(
+            off < 1e-4 + expected.rounding_spread.loss,
+            "{name}, step {step}: loss {loss} is off by {off}"
+        );
         let off = (norm - expected.grad_norm[step]).abs() / expected.grad_norm[step].max(1.0);
-        assert!(off < 1e-4 + expected.rounding_spread.grad_norm, "{name}, step {step}: norm {norm} is off by {off}");
+        assert!(
+            off < 1e-4 + expected.rounding_spread.grad_norm,
+            "{name}, step {step}: norm {norm} is off by {off}"
+        );
         engine.update(&training, rate).unwrap();
     }
     let params = engine.optimizer.download_params(&backend).unwrap();
@@ -103,8 +121,8 @@ fn check(name: &str, quantize: Option<QuantConfig>) {
 
 macro_rules! families {
     ($($test:ident: $name:literal,)+) => {
-        mod plain { $( #[test] fn $test() { super::check($name, None); } )+ }
-        mod nf4 { $( #[test] fn $test() { super::check($name, Some(super::QuantConfig::default())); } )+ }
+        mod plain { $( #[test] fn $test() { super::check($name, false); } )+ }
+        mod nf4 { $( #[test] fn $test() { super::check($name, true); } )+ }
     };
 }
 

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use common::*;
 use eyas_backend::backend::DeviceTensor;
 use eyas_backend::spec::{
-    Activation, Adapter, AdamW, AttentionSpec, HostMatrix, NormSpec, Projection, QkvLayout, Rope, Storage, Write,
+    Activation, AdamW, Adapter, AttentionSpec, HostMatrix, NormSpec, Projection, QkvLayout, Rope, Storage,
+    Write,
 };
 use eyas_backend::{Backend, Dtype, Error, FlatBatch, Result};
 use eyas_model::{LoadOptions, ModelSource};
@@ -153,7 +154,8 @@ fn the_plan_predicts_what_is_allocated() {
                 let plan = &trainer.summary().plan;
                 // The weights were there before, and the batch is no matrix.
                 let elsewhere = |part: &str| matches!(part, "weights" | "batch");
-                let planned: u64 = plan.parts.iter().filter(|(part, _)| !elsewhere(part)).map(|(_, bytes)| bytes).sum();
+                let planned: u64 =
+                    plan.parts.iter().filter(|(part, _)| !elsewhere(part)).map(|(_, bytes)| bytes).sum();
                 let scalars = 2 * 4;
                 assert_eq!(counted, planned + scalars, "{name}, {dtype:?}, {checkpointing:?}");
             }

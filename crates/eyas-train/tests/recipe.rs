@@ -63,7 +63,8 @@ fn keys_stand_in_their_section_or_without_one() {
 
 #[test]
 fn every_key_is_unique_and_explained() {
-    let mut names: Vec<&str> = KEYS.iter().flat_map(|key| std::iter::once(key.name).chain(key.aliases.iter().copied())).collect();
+    let mut names: Vec<&str> =
+        KEYS.iter().flat_map(|key| std::iter::once(key.name).chain(key.aliases.iter().copied())).collect();
     let count = names.len();
     names.sort_unstable();
     names.dedup();
@@ -82,7 +83,10 @@ fn an_unknown_key_is_named_with_the_nearest_one() {
         "# mine\n[training]\nlearning_rat = 1e-3",
         "run.toml:3: unknown key `learning_rat`; did you mean `learning_rate`?",
     );
-    refused("gradient_acumulation = 4", "run.toml:1: unknown key `gradient_acumulation`; did you mean `gradient_accumulation_steps`?");
+    refused(
+        "gradient_acumulation = 4",
+        "run.toml:1: unknown key `gradient_acumulation`; did you mean `gradient_accumulation_steps`?",
+    );
     refused("[lorra]\nr = 4", "run.toml:1: unknown key `lorra`; did you mean `lora`?");
 }
 
@@ -175,8 +179,14 @@ fn wrong_arguments_are_named() {
     for (assignment, expected) in [
         ("max_steps", "--set max_steps: has no `=`; write `key=value`"),
         ("max_step=3", "--set max_step=3: unknown key `max_step`; did you mean `max_steps`?"),
-        ("lora.max_steps=3", "--set lora.max_steps=3: `max_steps` does not belong to [lora] but to [training]"),
-        ("max_steps=many", "--set max_steps=many: `max_steps` is \"many\": invalid type: string \"many\", expected i64"),
+        (
+            "lora.max_steps=3",
+            "--set lora.max_steps=3: `max_steps` does not belong to [lora] but to [training]",
+        ),
+        (
+            "max_steps=many",
+            "--set max_steps=many: `max_steps` is \"many\": invalid type: string \"many\", expected i64",
+        ),
     ] {
         assert_eq!(recipe.set(assignment).unwrap_err().to_string(), expected);
     }

@@ -21,7 +21,11 @@ pub fn backend() -> CpuBackend {
 }
 
 pub fn load(backend: &CpuBackend, name: &str, quantize: Option<QuantConfig>) -> Model<CpuBackend> {
-    let source = ModelSource::open(&fixture(name)).unwrap();
+    load_from(backend, &fixture(name), quantize)
+}
+
+pub fn load_from(backend: &CpuBackend, folder: &Path, quantize: Option<QuantConfig>) -> Model<CpuBackend> {
+    let source = ModelSource::open(folder).unwrap();
     source.load(backend, LoadOptions { quantize, positions: 64 }, &mut |_, _| {}).unwrap()
 }
 
