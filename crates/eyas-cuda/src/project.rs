@@ -235,7 +235,8 @@ impl CudaBackend {
             None => scratch.get(Slot::Hidden, tokens * rank * size)?,
         };
         if self.lora_path_of(projection, in_scratch) == LoraPath::Wide {
-            let spare = rank.next_multiple_of(8);
+            // Whole steps of the product's inner loop, and rows that start on 128 bytes.
+            let spare = (k + rank).next_multiple_of(64) - k;
             let ld = k + spare;
             let wide = scratch.get(Slot::Wide, tokens * ld * size)?;
             self.thin_down(&mut scratch, tokens, input, packed, h, rank, Some((wide, ld, spare)), dropout)?;

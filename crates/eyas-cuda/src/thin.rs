@@ -20,9 +20,9 @@ const STEP: usize = 64;
 pub(crate) struct DropoutArg {
     threshold: u32,
     pub(crate) keep_scale: f32,
-    seed: [u32; 2],
     projection: u32,
     micro_batch: u32,
+    keys: [[u32; 2]; 10],
 }
 // SAFETY: the layout is that of `Dropout` in prelude.cuh.
 unsafe impl KernelArg for DropoutArg {}
@@ -30,16 +30,19 @@ unsafe impl KernelArg for DropoutArg {}
 impl DropoutArg {
     /// Drops nothing.
     pub(crate) const NONE: Self =
-        Self { threshold: 0, keep_scale: 1.0, seed: [0; 2], projection: 0, micro_batch: 0 };
+        Self { threshold: 0, keep_scale: 1.0, projection: 0, micro_batch: 0, keys: [[0; 2]; 10] };
 
     pub(crate) fn new(dropout: Option<Dropout>, projection: u32) -> Self {
         match dropout {
             Some(d) if dropout_threshold(d.p) > 0 => Self {
-                threshold: dropout_threshold(d.p),
+                threshold: dropout_threshold(d.p).min(0xffff) << 16,
                 keep_scale: 1.0 / (1.0 - d.p),
-                seed: [d.seed as u32, (d.seed >> 32) as u32],
                 projection,
                 micro_batch: d.micro_batch,
+                keys: std::array::from_fn(|round| {
+                    let key = |word: u64, step: u32| (word as u32).wrapping_add(step.wrapping_mul(round as u32));
+                    [key(d.seed, 0x9E37_79B9), key(d.seed >> 32, 0xBB67_AE85)]
+                }),
             },
             _ => Self::NONE,
         }
@@ -98,17 +101,33 @@ fn pick(names: [&'static str; 3], tile: usize) -> &'static str {
     names[tile / 32 - 1]
 }
 
+/// Blocks that are resident on a multiprocessor: shared memory holds three.
+const RESIDENT: usize = 3;
+
+/// See [`CudaBackend::pieces`]. Of the cuts whose last round of blocks is nearly full the coarsest is taken.
+fn pieces(multiprocessors: usize, tiles: usize, len: usize, shortest: usize) -> (usize, usize) {
+    let slots = multiprocessors * RESIDENT;
+    let mut best = (0.0, 1, len.next_multiple_of(STEP).max(STEP));
+    for wanted in 1..=len.div_ceil(shortest).clamp(1, 64) {
+        let step = len.div_ceil(wanted).next_multiple_of(STEP).max(STEP);
+        let pieces = len.div_ceil(step).max(1);
+        let rounds = (tiles * pieces).div_ceil(slots);
+        let full = (tiles * pieces) as f64 / (rounds * slots) as f64;
+        if full > best.0 + 0.03 {
+            best = (full, pieces, step);
+        }
+    }
+    (best.1, best.2)
+}
+
 impl CudaBackend {
     fn stages(&self) -> usize {
         if self.device.limits.sm.0 >= 8 { 3 } else { 2 }
     }
 
-    /// Pieces to cut an axis into, so that `tiles` blocks for each fill the card, and the length of a piece.
+    /// Pieces to cut an axis into so that `tiles` blocks for each fill the card evenly, and the length of a piece.
     fn pieces(&self, tiles: usize, len: usize, shortest: usize) -> (usize, usize) {
-        let wanted = (2 * self.device.limits.multiprocessors as usize).div_ceil(tiles.max(1));
-        let pieces = wanted.clamp(1, len.div_ceil(shortest).max(1));
-        let step = len.div_ceil(pieces).next_multiple_of(STEP).max(STEP);
-        (len.div_ceil(step).max(1), step)
+        pieces(self.device.limits.multiprocessors as usize, tiles, len, shortest)
     }
 
     /// Packs the `A` of each part, one below the other.
@@ -213,7 +232,7 @@ impl CudaBackend {
         self.kernels.launch(
             "thin_down_finish",
             self.dtype,
-            Grid::over(tokens * rank_pad),
+            Grid::over(tokens * rank_pad.max(spare)),
             args![
                 partial,
                 pieces as i32,
@@ -356,4 +375,30 @@ pub(crate) struct GradPieces {
     rank_pad: usize,
     ld: usize,
     cols: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_cover_the_axis_and_fill_the_card() {
+        for (tiles, len) in [(128, 4544), (36, 16_384), (142, 16_384), (1, 7), (4, 512), (600, 4096)] {
+            let (pieces, step) = pieces(132, tiles, len, 256);
+            assert!(pieces * step >= len && (pieces - 1) * step < len, "{tiles} {len}: {pieces} x {step}");
+            assert_eq!(step % STEP, 0);
+            let blocks = tiles * pieces;
+            let full = blocks as f64 / (blocks.div_ceil(396) * 396) as f64;
+            assert!(len < 4000 || full > 0.7, "{tiles} {len}: {full}");
+        }
+    }
+
+    /// The keys of the first rounds follow from the seed as in [`eyas_backend::philox`].
+    #[test]
+    fn round_keys_add_up_weyl_constants() {
+        let dropout = Dropout { p: 0.5, seed: 0x0000_0002_0000_0001, micro_batch: 0 };
+        let keys = DropoutArg::new(Some(dropout), 0).keys;
+        assert_eq!(keys[0], [1, 2]);
+        assert_eq!(keys[1], [0x9E37_79BA, 0xBB67_AE87]);
+    }
 }

@@ -174,39 +174,37 @@ __device__ __forceinline__ float block_max(float v) {
 // --- Dropout: Philox4x32-10 (Salmon et al. 2011), eight columns of a token a call ---
 
 struct Dropout {
-    u32 threshold;  // an element is dropped when its 16 bits are below it; 0 drops nothing
+    u32 threshold;  // in the upper half: an element is dropped when its 16 bits are below it; 0 drops nothing
     float keep_scale;
-    u32 seed_low, seed_high, projection, micro_batch;
+    u32 projection, micro_batch;
+    u32 keys[10][2];  // of each round, so that no thread works them out
 };
 
 __device__ __forceinline__ uint4 dropout_words(const Dropout &d, u32 token, u32 block) {
-    u32 c0 = block, c1 = token, c2 = d.projection, c3 = d.micro_batch, k0 = d.seed_low, k1 = d.seed_high;
+    u32 c0 = block, c1 = token, c2 = d.projection, c3 = d.micro_batch;
 #pragma unroll
     for (int round = 0; round < 10; round++) {
         const u64 a = (u64)0xD2511F53u * c0, b = (u64)0xCD9E8D57u * c2;
-        c0 = (u32)(b >> 32) ^ c1 ^ k0;
+        c0 = (u32)(b >> 32) ^ c1 ^ d.keys[round][0];
         c1 = (u32)b;
-        c2 = (u32)(a >> 32) ^ c3 ^ k1;
+        c2 = (u32)(a >> 32) ^ c3 ^ d.keys[round][1];
         c3 = (u32)a;
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
     }
     return make_uint4(c0, c1, c2, c3);
 }
-// Which halves of a word of two 2-byte elements stay, by the 16 random bits of each.
-__device__ __forceinline__ u32 kept_halves(const Dropout &d, u32 word) {
-    const int low = (int)((word & 0xffffu) - d.threshold) >> 31, high = (int)((word >> 16) - d.threshold) >> 31;
-    return ~__byte_perm((u32)low, (u32)high, 0x5410);
+// Clears the dropped ones of two neighbouring 2-byte elements; each has 16 of the word's bits.
+__device__ __forceinline__ u32 drop_pair(const Dropout &d, u32 pair, u32 word) {
+    if ((word << 16) < d.threshold) pair &= 0xffff0000u;
+    if (word < d.threshold) pair &= 0x0000ffffu;
+    return pair;
 }
-// Applies the mask of columns 8 * block .. 8 * block + 8, and the scale of what is kept.
-__device__ __forceinline__ void apply_dropout(const Dropout &d, u32 token, u32 block, float (&v)[8]) {
+// Applies the mask of columns 8 * block .. 8 * block + 8. What is kept is not scaled.
+__device__ __forceinline__ void drop8(const Dropout &d, u32 token, u32 block, float (&v)[8]) {
     const uint4 words = dropout_words(d, token, block);
     const u32 w[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        const u32 bits = i % 2 ? w[i / 2] >> 16 : w[i / 2] & 0xffffu;
-        v[i] = bits < d.threshold ? 0.0f : v[i] * d.keep_scale;
-    }
+    for (int i = 0; i < 8; i++)
+        if ((i % 2 ? w[i / 2] : w[i / 2] << 16) < d.threshold) v[i] = 0.0f;
 }
 
 // --- Frozen weights in 4 bits ---

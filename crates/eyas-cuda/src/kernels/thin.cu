@@ -49,8 +49,8 @@ __device__ __forceinline__ float masked(const Dropout &d, float v, u32 token, in
     if (d.threshold == 0) return v;
     const uint4 words = dropout_words(d, token, col / 8);
     const u32 w[4] = {words.x, words.y, words.z, words.w};
-    const u32 word = w[col % 8 / 2], bits = col % 2 ? word >> 16 : word & 0xffffu;
-    return bits < d.threshold ? 0.0f : v;
+    const u32 word = w[col % 8 / 2];
+    return (col % 2 ? word : word << 16) < d.threshold ? 0.0f : v;
 }
 
 // Plain f32 versions with the same blocks, for tests of exactness and small models.
@@ -117,10 +117,10 @@ __device__ __forceinline__ void stage8(elem *to, const elem *row, int col, int n
 __device__ __forceinline__ void mask8(elem *p, const Dropout &drop, u32 token, u32 block) {
     const uint4 words = dropout_words(drop, token, block);
     uint4 v = *(const uint4 *)p;
-    v.x &= kept_halves(drop, words.x);
-    v.y &= kept_halves(drop, words.y);
-    v.z &= kept_halves(drop, words.z);
-    v.w &= kept_halves(drop, words.w);
+    v.x = drop_pair(drop, v.x, words.x);
+    v.y = drop_pair(drop, v.y, words.y);
+    v.z = drop_pair(drop, v.z, words.z);
+    v.w = drop_pair(drop, v.w, words.w);
     *(uint4 *)p = v;
 }
 
@@ -331,8 +331,9 @@ KERNEL __launch_bounds__(256) void thin_up(const elem *h, u64 ldh, int hvec, int
 #pragma unroll
     for (int j = 0; j < 64; j += 8) {
         const int row = wm + lane / 4, col = wn + j + lane % 4 * 2;
-        *(float2 *)&out[row][col] = make_float2(acc[j / 8][0], acc[j / 8][1]);
-        *(float2 *)&out[row + 8][col] = make_float2(acc[j / 8][2], acc[j / 8][3]);
+        const float scale = drop.keep_scale;
+        *(float2 *)&out[row][col] = make_float2(acc[j / 8][0] * scale, acc[j / 8][1] * scale);
+        *(float2 *)&out[row + 8][col] = make_float2(acc[j / 8][2] * scale, acc[j / 8][3] * scale);
     }
     __syncthreads();
     for (int i = threadIdx.x; i < 64 * 16; i += 256) {
@@ -340,7 +341,7 @@ KERNEL __launch_bounds__(256) void thin_up(const elem *h, u64 ldh, int hvec, int
         if (row0 + row >= tokens || col >= n) continue;
         float v[8], old[8];
         Eight<float>::load(&out[row][local], v);
-        if (drop.threshold) apply_dropout(drop, row0 + row, col / 8, v);
+        if (drop.threshold) drop8(drop, row0 + row, col / 8, v);
         elem *to = y + (u64)(row0 + row) * ldy;
         if (add) {
             load8(to, col, n, vec, old);
@@ -376,12 +377,14 @@ GRAD(96)
 // Adds up the pieces: h [tokens, rank] of leading size ldh, and the spare columns [spare] of the wide operand if there is one.
 KERNEL void thin_down_finish(const float *partial, int pieces, int tokens, int rank_pad, int rank, float scale, elem *h,
                              u64 ldh, elem *wide, u64 ld_wide, int spare) {
-    const u64 n = (u64)tokens * rank_pad;
+    const int width = wide && spare > rank_pad ? spare : rank_pad;
+    const u64 n = (u64)tokens * width, piece_size = (u64)tokens * rank_pad;
     for (u64 i = blockIdx.x * (u64)blockDim.x + threadIdx.x; i < n; i += (u64)gridDim.x * blockDim.x) {
+        const u64 row = i / width;
+        const int col = (int)(i - row * width);
         float sum = 0.0f;
-        for (int piece = 0; piece < pieces; piece++) sum += partial[piece * n + i];
-        const u64 row = i / rank_pad;
-        const int col = (int)(i - row * rank_pad);
+        if (col < rank)
+            for (int piece = 0; piece < pieces; piece++) sum += partial[piece * piece_size + row * rank_pad + col];
         const elem value = from_f32<elem>(col < rank ? sum * scale : 0.0f);
         if (col < rank) h[row * ldh + col] = value;
         if (wide && col < spare) wide[row * ld_wide + col] = value;
