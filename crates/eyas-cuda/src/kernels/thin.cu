@@ -168,7 +168,10 @@ __device__ void down(const elem *x, u64 ldx, int vec, int tokens, int k, const e
         copy_commit();
         Row *xt = xs + step % STAGES * DOWN_ROWS, *at = as + step % STAGES * R;
         if (copy || drop.threshold) {
-            for (int i = threadIdx.x; i < DOWN_ROWS * (STEP / 8); i += 256) {
+            // Unrolled: the rounds of several counters overlap.
+#pragma unroll
+            for (int j = 0; j < DOWN_ROWS * (STEP / 8) / 256; j++) {
+                const int i = threadIdx.x + j * 256;
                 const int row = i / (STEP / 8), local = i % (STEP / 8) * 8, col = k0 + step * STEP + local;
                 if (row0 + row >= tokens || col >= k1) continue;
                 if (copy) {
@@ -176,7 +179,7 @@ __device__ void down(const elem *x, u64 ldx, int vec, int tokens, int k, const e
                     if (vec) {
                         *(uint4 *)to = *(const uint4 *)&xt[row][local];
                     } else {
-                        for (int j = 0; j < 8 && col + j < k1; j++) to[j] = xt[row][local + j];
+                        for (int e = 0; e < 8 && col + e < k1; e++) to[e] = xt[row][local + e];
                     }
                 }
                 if (drop.threshold) mask8(&xt[row][local], drop, row0 + row, col / 8);
@@ -251,7 +254,9 @@ __device__ void grad(const elem *h, u64 ldh, int hvec, int r, const elem *x, u64
         XRow *xt = xs + step % STAGES * STEP;
         HRow *ht = hs + step % STAGES * STEP;
         if (drop.threshold) {
-            for (int i = threadIdx.x; i < STEP * (GRAD_COLS / 8); i += 256) {
+#pragma unroll
+            for (int j = 0; j < STEP * (GRAD_COLS / 8) / 256; j++) {
+                const int i = threadIdx.x + j * 256;
                 const int row = i / (GRAD_COLS / 8), local = i % (GRAD_COLS / 8) * 8, t = t0 + step * STEP + row;
                 if (t < t1 && col0 + local < cols) mask8(&xt[row][local], drop, t, (col0 + local) / 8);
             }
@@ -336,7 +341,9 @@ KERNEL __launch_bounds__(256) void thin_up(const elem *h, u64 ldh, int hvec, int
         *(float2 *)&out[row + 8][col] = make_float2(acc[j / 8][2] * scale, acc[j / 8][3] * scale);
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < 64 * 16; i += 256) {
+#pragma unroll
+    for (int j = 0; j < 64 * 16 / 256; j++) {
+        const int i = threadIdx.x + j * 256;
         const int row = i / 16, local = i % 16 * 8, col = col0 + local;
         if (row0 + row >= tokens || col >= n) continue;
         float v[8], old[8];
@@ -346,7 +353,7 @@ KERNEL __launch_bounds__(256) void thin_up(const elem *h, u64 ldh, int hvec, int
         if (add) {
             load8(to, col, n, vec, old);
 #pragma unroll
-            for (int j = 0; j < 8; j++) v[j] += old[j];
+            for (int e = 0; e < 8; e++) v[e] += old[e];
         }
         store8(to, col, n, vec, v);
     }
