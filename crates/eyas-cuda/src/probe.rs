@@ -35,7 +35,7 @@ pub struct CudaReport {
 /// Looks for the driver, the libraries and the cards. Never fails: what is missing is part of the answer.
 pub fn probe() -> CudaReport {
     let libraries = LIBRARIES.map(|library| library.open()).into();
-    let devices = init().map_err(|e| e.to_string()).and_then(|()| devices().map_err(|e| describe(e)));
+    let devices = init().map_err(|e| e.to_string()).and_then(|()| devices().map_err(describe));
     let driver = devices.is_ok().then(driver_version).flatten();
     CudaReport { libraries, driver, devices }
 }

@@ -40,7 +40,8 @@ impl DropoutArg {
                 projection,
                 micro_batch: d.micro_batch,
                 keys: std::array::from_fn(|round| {
-                    let key = |word: u64, step: u32| (word as u32).wrapping_add(step.wrapping_mul(round as u32));
+                    let key =
+                        |word: u64, step: u32| (word as u32).wrapping_add(step.wrapping_mul(round as u32));
                     [key(d.seed, 0x9E37_79B9), key(d.seed >> 32, 0xBB67_AE85)]
                 }),
             },

@@ -123,7 +123,7 @@ impl CudaWeight {
         self.rows * self.cols
     }
 
-    /// Bytes that reading the weight takes.
+    /// Whether the weight is dense in this type, so that products read it where it lies.
     pub(crate) fn is_dense(&self, dtype: Dtype) -> bool {
         matches!(self.kind, Kind::Dense(have) if have == dtype)
     }
@@ -159,7 +159,7 @@ impl CudaBackend {
         let dtype = if dtype == Dtype::Bf16 && self.dtype == Dtype::F16 { Dtype::F16 } else { dtype };
         let HostMatrix { rows, cols, .. } = matrix;
         let len = rows * cols;
-        let buffer = self.device.alloc(len.checked_mul(dtype.size()).unwrap_or(usize::MAX))?;
+        let buffer = self.device.alloc(len.saturating_mul(dtype.size()))?;
         if matrix.dtype == dtype {
             self.staging.upload(buffer.ptr(), matrix.bytes)?;
         } else {
