@@ -85,7 +85,7 @@ def build(job):
 def shapes(text, mode):
     """Name to (D, tile, warps, stages, blocks) of the branch that a mode compiles."""
     found = {}
-    for name in set(re.findall(r"> (\w+\d+);", text)):
+    for name in set(re.findall(r"typedef Shape<[^>]*> (\w+);", text)):
         rows = re.findall(r"typedef Shape<([^>]*)> " + name + ";", text)
         row = rows[0] if len(rows) == 1 else rows[{"wgmma": 0, "mma": -2, "turing": -1}[mode]]
         found[name] = tuple(int(v.replace("STEP", "16")) for v in row.split(","))
@@ -259,7 +259,7 @@ class Kernels:
             p.f, p.qkv, p.cu, p.tokens, p.sequences, chunks, p.dout, rows, partial, dqkv)
         if partial is not None:
             items = p.tokens * l.kv_heads * 2 * (l.head_dim // 8)
-            self.modules["flash_backward"].launch("flash_backward_sum", (-(-items // 256),), 256, 0,
+            self.modules["flash_backward"].launch(f"flash_backward_sum_{d}", (-(-items // 256),), 256, 0,
                                                   l, p.tokens, chunks, partial, dqkv)
 
     def backward(self, p, out, lse, rows, dqkv, wish=0):
@@ -280,7 +280,7 @@ class Kernels:
                  (p.sequences * l.kv_heads, -(-p.max_length * (l.heads // l.kv_heads) // 16), splits), 32 * warps,
                  tile(16, d) + warps * stages * 2 * tile(16, d), p.f, cache, p.qkv, p.cu, pieces, stats, out)
         if splits > 1:
-            m.launch("flash_decode_combine", (p.tokens * l.heads,), 64, 0, l.head_dim, splits, pieces, stats, out)
+            m.launch(f"flash_decode_combine_{d}", (p.tokens * l.heads,), 64, 0, l.head_dim, splits, pieces, stats, out)
 
 
 def distance(got, want):

@@ -36,6 +36,15 @@ def manifest():
             yield name, types.split(","), kernels
 
 
+def kernel_source(name):
+    """A module with the prelude before it and its include in place, as the Rust code puts it together. The number that
+    ends the name of a flash attention module is the size of heads that it is compiled for."""
+    file, head = re.fullmatch(r"(.*?)(?:_(\d+))?", name).groups()
+    text = (KERNELS / f"{file}.cu").read_text().replace('#include "flash.cuh"\n', (KERNELS / "flash.cuh").read_text())
+    define = f"#define HEAD {head}\n" if head else ""
+    return (KERNELS / "prelude.cuh").read_text() + f'\n#line 1 "{name}.cu"\n' + define + text
+
+
 def options(arch, element):
     """The options that the Rust code passes (compile.rs)."""
     return [
@@ -82,12 +91,11 @@ def main():
     parser.add_argument("--resources", action="store_true", help="print registers and spilled bytes")
     args = parser.parse_args()
     nvrtc = find_nvrtc()
-    prelude = (KERNELS / "prelude.cuh").read_text()
     failures = compiled = 0
     for name, types, kernels in manifest():
         if args.file and name not in args.file:
             continue
-        source = prelude + f'\n#line 1 "{name}.cu"\n' + (KERNELS / f"{name}.cu").read_text()
+        source = kernel_source(name)
         for arch in args.arch:
             for element in types:
                 if element == "bf16" and arch == "sm_75":

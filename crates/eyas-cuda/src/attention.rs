@@ -1,6 +1,9 @@
-//! Causal attention on the flat token axis. See `kernels/attention.cu`.
+//! Causal attention on the flat token axis.
+//!
+//! Heads of a multiple of eight 16-bit elements go through the flash kernels (`attention_flash.rs`); full single
+//! precision and odd heads through a plain one, `kernels/attention.cu`.
 
-use eyas_backend::{AttentionSpec, DeviceTensor, Dtype, Error, Result};
+use eyas_backend::{AttentionSpec, DeviceTensor, Dtype, Error, QkvLayout, Result};
 
 use crate::backend::CudaBackend;
 use crate::device::Ptr;
@@ -13,17 +16,17 @@ use crate::{CudaBatch, CudaTensor};
 /// The largest head.
 const MAX_HEAD_DIM: usize = 256;
 
-/// `Attention` of attention.cu.
+/// `Attention` of attention.cu and flash.cuh.
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct AttentionArg {
+pub(crate) struct AttentionArg {
     layout: LayoutArg,
     scale: f32,
     window: i32,
     alibi_positions: i32,
     alibi: Ptr,
 }
-// SAFETY: the layout is that of `Attention` in attention.cu.
+// SAFETY: the layout is that of `Attention` in attention.cu and flash.cuh.
 unsafe impl KernelArg for AttentionArg {}
 
 /// The window (0 for none), and the table of ALiBi with its columns.
@@ -34,46 +37,43 @@ pub(crate) struct Bias {
 }
 
 /// Checks what every attention is told; `positions` is how many positions keys have.
-pub(crate) fn check_spec(
-    op: &'static str,
-    spec: &AttentionSpec<CudaBackend>,
-    positions: usize,
-) -> Result<Bias> {
+pub(crate) fn check_spec(op: &'static str, spec: &AttentionSpec<CudaBackend>, positions: usize) -> Result<Bias> {
     check_layout(op, &spec.layout)?;
     if spec.layout.head_dim > MAX_HEAD_DIM {
         let dim = spec.layout.head_dim;
-        return Err(Error::Shape {
-            op,
-            reason: format!("heads of {dim}; at most {MAX_HEAD_DIM} are supported"),
-        });
+        return Err(Error::Shape { op, reason: format!("heads of {dim}; at most {MAX_HEAD_DIM} are supported") });
     }
     let columns = spec.alibi.as_ref().map_or(0, |table| table.shape().1);
     if let Some(table) = &spec.alibi {
         check(op, "alibi", table, spec.layout.heads, columns, Dtype::F32)?;
         if columns < positions {
-            return Err(Error::Shape {
-                op,
-                reason: format!("alibi covers {columns} of {positions} positions"),
-            });
+            return Err(Error::Shape { op, reason: format!("alibi covers {columns} of {positions} positions") });
         }
     }
     Ok(Bias {
-        window: spec.window.map_or(0, |w| w.clamp(1, i32::MAX as usize) as i32),
+        // A window over all positions hides nothing.
+        window: spec.window.filter(|w| *w < positions).map_or(0, |w| w.max(1) as i32),
         alibi: spec.alibi.as_ref().map_or(Ptr::NULL, CudaTensor::ptr),
         alibi_positions: columns as i32,
     })
 }
 
+/// The argument of kernels for what [`check_spec`] found right.
+pub(crate) fn attention_arg(
+    op: &'static str,
+    spec: &AttentionSpec<CudaBackend>,
+    positions: usize,
+) -> Result<AttentionArg> {
+    let Bias { window, alibi, alibi_positions } = check_spec(op, spec, positions)?;
+    Ok(AttentionArg { layout: LayoutArg::from(&spec.layout), scale: spec.scale, window, alibi_positions, alibi })
+}
+
 impl CudaBackend {
-    fn attention_arg(
-        &self,
-        op: &'static str,
-        spec: &AttentionSpec<Self>,
-        batch: &CudaBatch,
-    ) -> Result<AttentionArg> {
-        let Bias { window, alibi, alibi_positions } = check_spec(op, spec, batch.max_seqlen())?;
-        let layout = LayoutArg::from(&spec.layout);
-        Ok(AttentionArg { layout, scale: spec.scale, window, alibi_positions, alibi })
+    /// Whether the flash kernels do this layout: they read and write 16 bytes at a time.
+    pub(crate) fn has_flash(&self, layout: &QkvLayout) -> bool {
+        let columns =
+            [layout.head_dim, layout.query_group_stride, layout.key_offset, layout.value_offset, layout.kv_stride];
+        self.dtype != Dtype::F32 && columns.iter().all(|column| column.is_multiple_of(8))
     }
 
     pub(crate) fn run_attention(
@@ -85,10 +85,13 @@ impl CudaBackend {
         lse: &mut CudaTensor,
     ) -> Result<()> {
         let (op, tokens, l) = ("attention", batch.tokens(), &spec.layout);
-        let arg = self.attention_arg(op, spec, batch)?;
+        let arg = attention_arg(op, spec, batch.max_seqlen())?;
         check(op, "qkv", qkv, tokens, l.width(), self.dtype)?;
         check(op, "out", out, tokens, l.heads * l.head_dim, self.dtype)?;
         check(op, "lse", lse, tokens, l.heads, Dtype::F32)?;
+        if self.has_flash(l) {
+            return self.flash_forward(batch, l, arg, qkv, out, lse);
+        }
         self.kernels.launch(
             op,
             self.dtype,
@@ -108,12 +111,15 @@ impl CudaBackend {
         dqkv: &mut CudaTensor,
     ) -> Result<()> {
         let (op, tokens, l) = ("attention_backward", batch.tokens(), &spec.layout);
-        let arg = self.attention_arg(op, spec, batch)?;
+        let arg = attention_arg(op, spec, batch.max_seqlen())?;
         check(op, "qkv", qkv, tokens, l.width(), self.dtype)?;
         check(op, "dqkv", dqkv, tokens, l.width(), self.dtype)?;
         check(op, "out", out, tokens, l.heads * l.head_dim, self.dtype)?;
         check(op, "dout", dout, tokens, l.heads * l.head_dim, self.dtype)?;
         check(op, "lse", lse, tokens, l.heads, Dtype::F32)?;
+        if self.has_flash(l) {
+            return self.flash_backward(batch, l, arg, qkv, out, lse, dout, dqkv);
+        }
         let mut scratch = self.scratch.lock();
         let delta = scratch.get(Slot::Rows, tokens * l.heads * 4)?;
         let grid = Grid::new((tokens * l.heads).div_ceil(4), 128);

@@ -71,6 +71,9 @@ impl CudaBackend {
         let Bias { window, alibi, alibi_positions } = check_spec(op, spec, batch.max_position() + 1)?;
         self.check_cache(op, batch, l, positions, qkv, keys, values)?;
         check(op, "out", out, batch.tokens(), l.heads * l.head_dim, self.dtype)?;
+        if self.has_flash(l) {
+            return self.flash_cached(batch, spec, positions, qkv, keys, values, out);
+        }
         self.kernels.launch(
             op,
             self.dtype,

@@ -13,13 +13,34 @@ use crate::device::{Device, Ptr};
 const MANIFEST: &str = include_str!("kernels/manifest.txt");
 const PRELUDE: &str = include_str!("kernels/prelude.cuh");
 
+const FLASH: &str = include_str!("kernels/flash.cuh");
+
+/// A file of flash attention for heads of one size.
+macro_rules! sized {
+    ($head:literal, $file:literal) => {
+        concat!("#define HEAD ", $head, "\n", include_str!(concat!("kernels/", $file)))
+    };
+}
+
 /// The kernel files. A new one needs a line here and a line in the manifest.
-const SOURCES: [(&str, &str); 12] = [
+const SOURCES: [(&str, &str); 24] = [
     ("activation", include_str!("kernels/activation.cu")),
     ("attention", include_str!("kernels/attention.cu")),
     ("cache", include_str!("kernels/cache.cu")),
     ("elementwise", include_str!("kernels/elementwise.cu")),
     ("few_rows", include_str!("kernels/few_rows.cu")),
+    ("flash_backward_128", sized!(128, "flash_backward.cu")),
+    ("flash_backward_256", sized!(256, "flash_backward.cu")),
+    ("flash_backward_64", sized!(64, "flash_backward.cu")),
+    ("flash_backward_96", sized!(96, "flash_backward.cu")),
+    ("flash_decode_128", sized!(128, "flash_decode.cu")),
+    ("flash_decode_256", sized!(256, "flash_decode.cu")),
+    ("flash_decode_64", sized!(64, "flash_decode.cu")),
+    ("flash_decode_96", sized!(96, "flash_decode.cu")),
+    ("flash_forward_128", sized!(128, "flash_forward.cu")),
+    ("flash_forward_256", sized!(256, "flash_forward.cu")),
+    ("flash_forward_64", sized!(64, "flash_forward.cu")),
+    ("flash_forward_96", sized!(96, "flash_forward.cu")),
     ("loss", include_str!("kernels/loss.cu")),
     ("norm", include_str!("kernels/norm.cu")),
     ("optimizer", include_str!("kernels/optimizer.cu")),
@@ -149,6 +170,8 @@ impl Kernels {
         let wanted: Vec<&Module> = self
             .modules
             .iter()
+            // Which sizes of heads there are, the first call of attention tells.
+            .filter(|m| !m.file.starts_with("flash_"))
             .filter(|m| m.element == element || m.functions.contains(&"adamw") || m.file == "quantize")
             .collect();
         let next = std::sync::atomic::AtomicUsize::new(0);
@@ -175,6 +198,7 @@ impl Kernels {
 
     fn cubin(&self, module: &Module) -> Result<Vec<u8>> {
         let source = format!("{PRELUDE}\n#line 1 \"{}.cu\"\n{}", module.file, module.source);
+        let source = source.replace("#include \"flash.cuh\"\n", FLASH);
         self.compiler.cubin(module.file, &source, module.element)
     }
 
@@ -258,7 +282,8 @@ fn unknown(name: &str) -> Error {
 mod tests {
     use super::*;
 
-    /// Names after `KERNEL`, its launch bounds aside; macros that make kernels name them by pasting.
+    /// Names after `KERNEL`, its launch bounds aside; macros that make kernels name them by pasting. Of a source for heads
+    /// of one size, the kernels for that size.
     fn kernels_of(source: &str) -> Vec<String> {
         let mut names = Vec::new();
         for rest in source.split("KERNEL ").skip(1) {
@@ -273,6 +298,9 @@ mod tests {
             }
         }
         names.sort();
+        if let Some(head) = source.strip_prefix("#define HEAD ").and_then(|rest| rest.lines().next()) {
+            names.retain(|name| name.ends_with(&format!("_{head}")));
+        }
         // A kernel may have a plain version beside the fast one.
         names.dedup();
         names

@@ -10,6 +10,8 @@
 
 mod activation;
 mod attention;
+mod attention_flash;
+mod attention_shapes;
 mod backend;
 mod batch;
 mod cache;

@@ -19,6 +19,12 @@
 #define LOG2E 1.4426950408889634f
 #define LN2 0.6931471805599453f
 
+// A module holds the kernels of one size of heads, HEAD, so that the others need not be compiled; all where it is not set.
+#ifndef HEAD
+#define HEAD 0
+#endif
+#define HAS(d) (HEAD == 0 || HEAD == d)
+
 struct Attention {
     QkvLayout l;
     float scale;
@@ -29,6 +35,8 @@ struct Attention {
 
 // Rows that one instruction, and so one decision to skip a tile, covers.
 #define UNIT (WGMMA ? 64 : 16)
+
+#define BOUNDS(S) __launch_bounds__(S::THREADS, S::BLOCKS)
 
 // D columns of a head, TILE rows a step of the loop, 16 rows a warp, STAGES tiles in flight, BLOCKS a multiprocessor.
 template <int D_, int TILE_, int WARPS_, int STAGES_, int BLOCKS_> struct Shape {

@@ -4,7 +4,7 @@
 // probabilities go from one product to the next in registers. That is seven products instead of five.
 //
 // Where few key tiles meet many query heads, the heads of a group are split into chunks whose sums
-// flash_backward_sum adds up in order.
+// flash_backward_sum_* adds up in order.
 
 #include "flash.cuh"
 
@@ -306,7 +306,7 @@ __device__ __forceinline__ void backward_key(const Attention &f, const elem *qkv
 }
 
 // Adds the chunks' dk and dv up, eight columns a thread.
-KERNEL __launch_bounds__(256) void flash_backward_sum(QkvLayout l, int tokens, int chunks, const float *partial, elem *dqkv) {
+__device__ __forceinline__ void backward_sum(const QkvLayout &l, int tokens, int chunks, const float *partial, elem *dqkv) {
     const int per_head = l.head_dim / 8, per_row = l.kv_heads * 2 * per_head;
     const u64 item = blockIdx.x * (u64)blockDim.x + threadIdx.x, total = (u64)tokens * per_row;
     if (item >= total) return;
@@ -322,15 +322,15 @@ KERNEL __launch_bounds__(256) void flash_backward_sum(QkvLayout l, int tokens, i
     Eight<elem>::store(dqkv + token * l.width + kv_head * l.kv_stride + (value ? l.value_offset : l.key_offset) + column, sum);
 }
 
-// Rust's table of shapes (attention_shapes.rs) repeats these.
+// The Rust table of shapes, attention_shapes.rs, repeats these.
 #if WGMMA
-typedef Shape<64, 64, 8, 2, 2> Query64;
-typedef Shape<96, 64, 8, 2, 1> Query96;
-typedef Shape<128, 64, 8, 2, 1> Query128;
+typedef Shape<64, 64, 4, 2, 4> Query64;
+typedef Shape<96, 64, 4, 2, 2> Query96;
+typedef Shape<128, 64, 4, 1, 3> Query128;
 typedef Shape<256, 32, 8, 2, 1> Query256;
-typedef Shape<64, 64, 4, 2, 3> Key64;
+typedef Shape<64, 64, 4, 3, 3> Key64;
 typedef Shape<96, 64, 8, 2, 1> Key96;
-typedef Shape<128, 64, 8, 2, 1> Key128;
+typedef Shape<128, 64, 8, 3, 1> Key128;
 typedef Shape<256, 32, 8, 2, 1> Key256;
 #elif AMPERE
 typedef Shape<64, 64, 4, 2, 2> Query64;
@@ -352,7 +352,6 @@ typedef Shape<128, 32, 4, 1, 1> Key128;
 typedef Shape<256, 16, 2, 1, 1> Key256;
 #endif
 
-#define BOUNDS(S) __launch_bounds__(S::THREADS, S::BLOCKS)
 #define QUERY_PARAMETERS \
     Attention f, const elem *qkv, const u32 *cu_seqlens, int tokens, const elem *out, const float *lse, \
         const elem *dout, Row *rows, elem *dqkv
@@ -360,13 +359,26 @@ typedef Shape<256, 16, 2, 1, 1> Key256;
 #define KEY_PARAMETERS \
     Attention f, const elem *qkv, const u32 *cu_seqlens, int tokens, int sequences, int chunks, const elem *dout, \
         const Row *rows, float *partial, elem *dqkv
+#define SUM_PARAMETERS QkvLayout l, int tokens, int chunks, const float *partial, elem *dqkv
 #define KEY_ARGUMENTS f, qkv, cu_seqlens, tokens, sequences, chunks, dout, rows, partial, dqkv
 
+#if HAS(64)
 KERNEL BOUNDS(Query64) void flash_backward_query_64(QUERY_PARAMETERS) { backward_query<Query64>(QUERY_ARGUMENTS); }
-KERNEL BOUNDS(Query96) void flash_backward_query_96(QUERY_PARAMETERS) { backward_query<Query96>(QUERY_ARGUMENTS); }
-KERNEL BOUNDS(Query128) void flash_backward_query_128(QUERY_PARAMETERS) { backward_query<Query128>(QUERY_ARGUMENTS); }
-KERNEL BOUNDS(Query256) void flash_backward_query_256(QUERY_PARAMETERS) { backward_query<Query256>(QUERY_ARGUMENTS); }
 KERNEL BOUNDS(Key64) void flash_backward_key_64(KEY_PARAMETERS) { backward_key<Key64, 64>(KEY_ARGUMENTS); }
+KERNEL __launch_bounds__(256) void flash_backward_sum_64(SUM_PARAMETERS) { backward_sum(l, tokens, chunks, partial, dqkv); }
+#endif
+#if HAS(96)
+KERNEL BOUNDS(Query96) void flash_backward_query_96(QUERY_PARAMETERS) { backward_query<Query96>(QUERY_ARGUMENTS); }
 KERNEL BOUNDS(Key96) void flash_backward_key_96(KEY_PARAMETERS) { backward_key<Key96, 96>(KEY_ARGUMENTS); }
+KERNEL __launch_bounds__(256) void flash_backward_sum_96(SUM_PARAMETERS) { backward_sum(l, tokens, chunks, partial, dqkv); }
+#endif
+#if HAS(128)
+KERNEL BOUNDS(Query128) void flash_backward_query_128(QUERY_PARAMETERS) { backward_query<Query128>(QUERY_ARGUMENTS); }
 KERNEL BOUNDS(Key128) void flash_backward_key_128(KEY_PARAMETERS) { backward_key<Key128, 128>(KEY_ARGUMENTS); }
+KERNEL __launch_bounds__(256) void flash_backward_sum_128(SUM_PARAMETERS) { backward_sum(l, tokens, chunks, partial, dqkv); }
+#endif
+#if HAS(256)
+KERNEL BOUNDS(Query256) void flash_backward_query_256(QUERY_PARAMETERS) { backward_query<Query256>(QUERY_ARGUMENTS); }
 KERNEL BOUNDS(Key256) void flash_backward_key_256(KEY_PARAMETERS) { backward_key<Key256, 128>(KEY_ARGUMENTS); }
+KERNEL __launch_bounds__(256) void flash_backward_sum_256(SUM_PARAMETERS) { backward_sum(l, tokens, chunks, partial, dqkv); }
+#endif

@@ -21,7 +21,7 @@ template <class S> struct DecodeTiles {
 };
 
 // Grid: sequences * kv heads, tiles of rows, splits. With more than one split, pieces [T, heads, splits, D] with their
-// maxima and sums [T, heads, splits, 2] wait for flash_decode_combine.
+// maxima and sums [T, heads, splits, 2] wait for flash_decode_combine_*.
 template <class S>
 __device__ __forceinline__ void decode(const Attention &f, const Cache &cache, const elem *qkv, const u32 *cu_seqlens,
                                        float *pieces, float2 *piece_stats, elem *out) {
@@ -169,8 +169,7 @@ __device__ __forceinline__ void decode(const Attention &f, const Cache &cache, c
 }
 
 // A block a token and head.
-KERNEL __launch_bounds__(64) void flash_decode_combine(int dim, int splits, const float *pieces, const float2 *piece_stats,
-                                                       elem *out) {
+__device__ __forceinline__ void combine(int dim, int splits, const float *pieces, const float2 *piece_stats, elem *out) {
     const u64 item = blockIdx.x;
     float top = -INF, sum = 0.0f;
     for (int i = 0; i < splits; i++) top = fmaxf(top, piece_stats[item * splits + i].x);
@@ -183,7 +182,7 @@ KERNEL __launch_bounds__(64) void flash_decode_combine(int dim, int splits, cons
     }
 }
 
-// Rust's table of shapes (attention_shapes.rs) repeats these.
+// The Rust table of shapes, attention_shapes.rs, repeats these.
 #if AMPERE
 typedef Shape<64, STEP, 4, 4, 1> Decode64;
 typedef Shape<96, STEP, 4, 2, 1> Decode96;
@@ -196,12 +195,24 @@ typedef Shape<128, STEP, 4, 1, 1> Decode128;
 typedef Shape<256, STEP, 2, 1, 1> Decode256;
 #endif
 
-#define BOUNDS(S) __launch_bounds__(S::THREADS, S::BLOCKS)
 #define PARAMETERS \
     Attention f, Cache cache, const elem *qkv, const u32 *cu_seqlens, float *pieces, float2 *piece_stats, elem *out
+#define COMBINE_PARAMETERS int dim, int splits, const float *pieces, const float2 *piece_stats, elem *out
 #define ARGUMENTS f, cache, qkv, cu_seqlens, pieces, piece_stats, out
 
+#if HAS(64)
 KERNEL BOUNDS(Decode64) void flash_decode_64(PARAMETERS) { decode<Decode64>(ARGUMENTS); }
+KERNEL __launch_bounds__(64) void flash_decode_combine_64(COMBINE_PARAMETERS) { combine(dim, splits, pieces, piece_stats, out); }
+#endif
+#if HAS(96)
 KERNEL BOUNDS(Decode96) void flash_decode_96(PARAMETERS) { decode<Decode96>(ARGUMENTS); }
+KERNEL __launch_bounds__(64) void flash_decode_combine_96(COMBINE_PARAMETERS) { combine(dim, splits, pieces, piece_stats, out); }
+#endif
+#if HAS(128)
 KERNEL BOUNDS(Decode128) void flash_decode_128(PARAMETERS) { decode<Decode128>(ARGUMENTS); }
+KERNEL __launch_bounds__(64) void flash_decode_combine_128(COMBINE_PARAMETERS) { combine(dim, splits, pieces, piece_stats, out); }
+#endif
+#if HAS(256)
 KERNEL BOUNDS(Decode256) void flash_decode_256(PARAMETERS) { decode<Decode256>(ARGUMENTS); }
+KERNEL __launch_bounds__(64) void flash_decode_combine_256(COMBINE_PARAMETERS) { combine(dim, splits, pieces, piece_stats, out); }
+#endif

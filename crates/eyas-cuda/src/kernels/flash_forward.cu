@@ -163,11 +163,11 @@ __device__ __forceinline__ void forward(const Attention &f, const Keys &kv, cons
                         out + ((u64)(start + q0) * f.l.heads + head) * dim, (u64)f.l.heads * dim, length - q0, dim);
 }
 
-// Rust's table of shapes (attention_shapes.rs) repeats these.
+// The Rust table of shapes, attention_shapes.rs, repeats these.
 #if WGMMA
-typedef Shape<64, 64, 8, 3, 2> Forward64;
-typedef Shape<96, 64, 12, 2, 1> Forward96;
-typedef Shape<128, 64, 12, 2, 1> Forward128;
+typedef Shape<64, 64, 8, 2, 2> Forward64;
+typedef Shape<96, 64, 8, 2, 2> Forward96;
+typedef Shape<128, 64, 8, 2, 2> Forward128;
 typedef Shape<256, 64, 8, 2, 1> Forward256;
 #elif AMPERE
 typedef Shape<64, 64, 4, 2, 3> Forward64;
@@ -181,10 +181,17 @@ typedef Shape<128, 64, 4, 1, 1> Forward128;
 typedef Shape<256, 32, 4, 1, 1> Forward256;
 #endif
 
-#define BOUNDS(S) __launch_bounds__(S::THREADS, S::BLOCKS)
 #define PARAMETERS Attention f, Keys kv, const elem *qkv, const u32 *cu_seqlens, elem *out, float *lse
 
+#if HAS(64)
 KERNEL BOUNDS(Forward64) void flash_forward_64(PARAMETERS) { forward<Forward64>(f, kv, qkv, cu_seqlens, out, lse); }
+#endif
+#if HAS(96)
 KERNEL BOUNDS(Forward96) void flash_forward_96(PARAMETERS) { forward<Forward96>(f, kv, qkv, cu_seqlens, out, lse); }
+#endif
+#if HAS(128)
 KERNEL BOUNDS(Forward128) void flash_forward_128(PARAMETERS) { forward<Forward128>(f, kv, qkv, cu_seqlens, out, lse); }
+#endif
+#if HAS(256)
 KERNEL BOUNDS(Forward256) void flash_forward_256(PARAMETERS) { forward<Forward256>(f, kv, qkv, cu_seqlens, out, lse); }
+#endif
