@@ -9,6 +9,7 @@ mod error;
 mod events;
 pub mod optimizer;
 pub mod plan;
+mod prepare;
 pub mod recipe;
 mod resume;
 mod rows;

@@ -42,6 +42,9 @@ impl Rows {
         let Some(dataset) = &data.dataset else {
             return Err(recipe.wrong("dataset", "is not set; name a file of rows, or \"builtin\""));
         };
+        for (key, name) in [("dataset", Some(dataset)), ("eval_dataset", data.eval_dataset.as_ref())] {
+            check_file(recipe, key, name)?;
+        }
         let options = LoadOptions {
             dataset: DatasetOptions {
                 dataset_text_field: data.dataset_text_field.clone(),
@@ -88,6 +91,18 @@ impl fmt::Display for Rows {
             None => write!(f, "{}\nheld out:\n{}", self.train_report, self.eval_report),
         }
     }
+}
+
+/// A name on the hub is told from a file that is not there.
+fn check_file(recipe: &Recipe, key: &str, name: Option<&String>) -> Result<()> {
+    let Some(name) = name.filter(|name| *name != BUILTIN && !Path::new(name).exists()) else { return Ok(()) };
+    let on_hub = name.split('/').count() == 2 && Path::new(name).extension().is_none();
+    let reason = if on_hub {
+        "looks like the name of a data set on the hub: download its file, and give that file's path"
+    } else {
+        "is no file here; give the path of a JSONL, JSON, Parquet or CSV file, or \"builtin\""
+    };
+    Err(recipe.wrong(key, format!("is \"{name}\", which {reason}")))
 }
 
 fn load(dataset: &str, options: &LoadOptions) -> Result<(Vec<Row>, Report)> {

@@ -1,12 +1,12 @@
 //! The loop: steps, schedule, evaluation, logs, checkpoints.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use eyas_backend::{Backend, FlatBatch};
 use eyas_data::split::Passes;
-use eyas_data::{Example, Order, Position, Sampler, Step, Steps, eval_batches};
+use eyas_data::{Example, Order, Position, Sampler, Step, Steps};
 use eyas_model::{LoraAdapter, LoraLayout, Model};
 use serde_json::{Map, Value};
 
@@ -15,7 +15,8 @@ use crate::engine::{Engine, Measured};
 use crate::events::{Ending, Evaluation, Event, Observer, Outcome, StepReport, Summary};
 use crate::optimizer::Moments;
 use crate::plan::{Shape, TrainingPlan};
-use crate::recipe::{MemoryBudget, Recipe, ResumeFrom, Training};
+use crate::prepare::{Largest, check_dtype, check_rows, starting_checkpoint, within};
+use crate::recipe::{MemoryBudget, Recipe};
 use crate::resume;
 use crate::schedule::Schedule;
 use crate::state::TrainerState;
@@ -362,10 +363,10 @@ impl<'a, B: Backend> Trainer<'a, B> {
             },
         )?;
         observer.event(&Event::Saved { step: self.progress.global_step, folder: &folder });
-        if let Some(limit) = self.job.recipe.training.save_total_limit {
-            if let Err(error) = checkpoint::rotate(&self.output, limit, &folder) {
-                observer.event(&Event::Warning(&format!("an old checkpoint could not be removed: {error}")));
-            }
+        if let Some(limit) = self.job.recipe.training.save_total_limit
+            && let Err(error) = checkpoint::rotate(&self.output, limit, &folder)
+        {
+            observer.event(&Event::Warning(&format!("an old checkpoint could not be removed: {error}")));
         }
         self.newest_checkpoint = Some(folder);
         Ok(())
@@ -452,124 +453,5 @@ impl<'a, B: Backend> Trainer<'a, B> {
 }
 
 fn is_due(step: u64, every: u64) -> bool {
-    every > 0 && step % every == 0
-}
-
-fn check_dtype<B: Backend>(backend: &B, recipe: &Recipe) -> Result<()> {
-    match recipe.compute_dtype() {
-        Some(dtype) if dtype != backend.compute_dtype() => Err(Error::Recipe {
-            place: "recipe".into(),
-            reason: format!(
-                "activations are asked for in {dtype:?}, but {} computes in {:?}; set bf16 = false, fp16 = false and \
-                 bnb_4bit_compute_dtype = \"auto\"",
-                backend.name(),
-                backend.compute_dtype()
-            ),
-        }),
-        _ => Ok(()),
-    }
-}
-
-fn check_rows<B: Backend>(model: &Model<B>, rows: &[Example]) -> Result<()> {
-    let vocab = model.decoder().vocab_size;
-    for (place, row) in rows.iter().enumerate() {
-        let refuse =
-            |reason: String| Err(Error::Rows(format!("row {} of the encoded rows {reason}", place + 1)));
-        if row.input_ids.len() > model.positions() {
-            return refuse(format!(
-                "has {} tokens; the model was loaded for {}: lower max_length",
-                row.input_ids.len(),
-                model.positions()
-            ));
-        }
-        if let Some(id) = row.input_ids.iter().find(|&&id| id as usize >= vocab) {
-            return refuse(format!(
-                "has the token {id}; the model knows {vocab}: is the tokenizer another model's?"
-            ));
-        }
-        if row.target_tokens() == 0 {
-            return refuse("has no token to be learned".into());
-        }
-    }
-    Ok(())
-}
-
-/// The largest micro-batch of a run, in each respect.
-#[derive(Clone, Copy, Debug, Default)]
-struct Largest {
-    tokens: usize,
-    rows: usize,
-    targets: usize,
-}
-
-impl Largest {
-    /// The order of rows is known for every epoch beforehand, so this is exact, and nothing larger ever comes.
-    fn of(train: &[Example], sampler: &Sampler, batch: usize, accumulation: usize, epochs: u64) -> Self {
-        let mut largest = Self::default();
-        for epoch in 0..epochs {
-            for step in sampler.epoch(epoch).chunks(batch.saturating_mul(accumulation)) {
-                for rows in step.chunks(batch) {
-                    let sum = |count: fn(&Example) -> usize| {
-                        rows.iter().map(|&row| count(&train[row as usize])).sum::<usize>()
-                    };
-                    largest.tokens = largest.tokens.max(sum(|row| row.input_ids.len()));
-                    largest.targets = largest.targets.max(sum(Example::target_tokens));
-                    largest.rows = largest.rows.max(rows.len());
-                }
-            }
-        }
-        largest
-    }
-}
-
-/// The batches of an evaluation, of at most `batch` rows and `max_tokens` tokens.
-fn within(eval: &[Example], batch: usize, max_tokens: usize) -> Result<Vec<FlatBatch>> {
-    let mut lengths: Vec<usize> = eval.iter().map(|example| example.input_ids.len()).collect();
-    lengths.sort_unstable_by(|a, b| b.cmp(a));
-    // The first batch has the longest rows.
-    let mut tokens = 0;
-    let fitting = lengths.iter().take(batch).take_while(|&&length| {
-        tokens += length;
-        tokens <= max_tokens
-    });
-    let batch = fitting.count().max(1);
-    Ok(eval_batches(eval, batch)?)
-}
-
-/// Where the run starts, if not at the beginning.
-fn starting_checkpoint(
-    output: &Path,
-    training: &Training,
-    warnings: &mut Vec<String>,
-) -> Result<Option<PathBuf>> {
-    match &training.resume_from_checkpoint {
-        ResumeFrom::Folder(folder) => Ok(Some(folder.into())),
-        ResumeFrom::Never => {
-            let newest = checkpoint::list(output)?.pop();
-            match newest {
-                Some((_, folder)) if !training.overwrite_output_dir => {
-                    let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                    Err(Error::OutputInUse { path: output.into(), checkpoint: name })
-                }
-                _ => Ok(None),
-            }
-        }
-        ResumeFrom::Last => {
-            let found = checkpoint::find_last(output)?;
-            for (folder, reason) in &found.damaged {
-                let next = match &found.newest {
-                    Some(newest) => format!("the run goes on from {}", newest.display()),
-                    None => "there is no other, so the run starts at the beginning".into(),
-                };
-                warnings.push(format!("{} is damaged and passed over: {reason}; {next}", folder.display()));
-            }
-            if found.newest.is_none() && found.damaged.is_empty() {
-                warnings.push(format!(
-                    "{} holds no checkpoint; the run starts at the beginning",
-                    output.display()
-                ));
-            }
-            Ok(found.newest)
-        }
-    }
+    every > 0 && step.is_multiple_of(every)
 }

@@ -57,7 +57,7 @@ fn a_checkpoint_is_laid_out_as_hugging_face_does() {
         ]
     );
     let adapter = LoraAdapter::load(&newest, model.decoder()).unwrap();
-    let moments = Checkpoint::open(&newest.join("optimizer.safetensors")).unwrap();
+    let moments = Checkpoint::open(newest.join("optimizer.safetensors")).unwrap();
     let name = "exp_avg_sq.base_model.model.model.layers.1.mlp.down_proj.lora_B.weight";
     assert_eq!(moments.info(name).unwrap().shape, [72, 4]);
     assert!(floats(&moments, name).iter().all(|value| *value > 0.0));

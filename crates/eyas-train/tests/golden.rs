@@ -70,7 +70,7 @@ fn check(name: &str, nf4: bool) {
             start.params[range].fill(0.0);
         }
     }
-    let golden = Checkpoint::open(&fixture(name).join("golden.safetensors")).unwrap();
+    let golden = Checkpoint::open(fixture(name).join("golden.safetensors")).unwrap();
     let batches: Vec<_> = (0..6).map(|m| batch(&golden, &format!("train.{m}"))).collect();
     let plan = MemoryPlan {
         max_tokens: batches.iter().map(|batch| batch.tokens()).max().unwrap(),
@@ -110,7 +110,7 @@ fn check(name: &str, nf4: bool) {
         engine.update(&training, rate).unwrap();
     }
     let params = engine.optimizer.download_params(&backend).unwrap();
-    let trained = Checkpoint::open(&fixture(name).join(trained)).unwrap();
+    let trained = Checkpoint::open(fixture(name).join(trained)).unwrap();
     let allowed = 2e-4 + 10.0 * expected.rounding_spread.weight;
     for (tensor, range, _) in matrices(&start.layout) {
         let pairs = params[range].iter().zip(floats(&trained, &tensor));

@@ -217,7 +217,7 @@ sections! {
         /// Name of the repository on the hub.
         hub_model_id: Option<String> = None,
         /// `none`: metrics go to trainer_state.json.
-        report_to: Reporters = Reporters::default(),
+        report_to: Reporters = Reporters,
     }
 
     /// How answers are generated.

@@ -215,7 +215,7 @@ impl MemoryBudget {
         }
         let (number, unit) = UNITS.iter().find_map(|(unit, size)| Some((text.strip_suffix(unit)?, *size)))?;
         let bytes = number.trim().parse::<f64>().ok()? * unit;
-        (bytes >= 1.0 && bytes < 9e18).then_some(Self::Bytes(bytes as u64))
+        (1.0..9e18).contains(&bytes).then_some(Self::Bytes(bytes as u64))
     }
 }
 
