@@ -96,7 +96,8 @@ impl Comparison {
         let line = "-".repeat(DASHES);
         let mut text = format!("{line}\n");
         for (title, answer) in [("ORIGINAL", &self.base), ("PEFT", &self.tuned)] {
-            let _ = write!(text, "{title} MODEL RESPONSE:\n{}{}\n{line}\n", self.prompt, answer.text.trim_end());
+            let _ =
+                write!(text, "{title} MODEL RESPONSE:\n{}{}\n{line}\n", self.prompt, answer.text.trim_end());
         }
         text
     }
@@ -141,10 +142,8 @@ impl HeldOut {
 
     /// A table of loss and perplexity, three lines.
     pub fn table(&self) -> String {
-        let mut text = format!(
-            "held out: {} rows, {} target tokens\n",
-            self.base.examples, self.base.target_tokens
-        );
+        let mut text =
+            format!("held out: {} rows, {} target tokens\n", self.base.examples, self.base.target_tokens);
         for (name, found) in [("base", self.base), ("tuned", self.tuned)] {
             let _ = writeln!(
                 text,

@@ -185,7 +185,8 @@ mod tests {
     fn the_recipe_remembers_the_previous_question_and_answer() {
         let text = session().prompt_text(" Third? ").unwrap();
         assert!(text.starts_with("Answer the following question truthfully.\n"), "{text}");
-        let turns = "<HUMAN>: Second?\n<ASSISTANT>: Two.\nHere, is the next QUESTION:\n<HUMAN>: Third?\n<ASSISTANT>:";
+        let turns =
+            "<HUMAN>: Second?\n<ASSISTANT>: Two.\nHere, is the next QUESTION:\n<HUMAN>: Third?\n<ASSISTANT>:";
         assert!(text.ends_with(turns), "{text}");
         assert!(!text.contains("First?"));
     }
@@ -211,7 +212,8 @@ mod tests {
         let template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}\
             {% if add_generation_prompt %}[assistant]{% endif %}";
         let template = eyas_data::ChatTemplate::new(template, Default::default()).unwrap();
-        let mut session = ChatSession::new(PromptFormat::ChatTemplate(Box::new(template))).with_system("Be kind.");
+        let mut session =
+            ChatSession::new(PromptFormat::ChatTemplate(Box::new(template))).with_system("Be kind.");
         session.remember("One?", "1.");
         assert_eq!(
             session.prompt_text("Two?").unwrap(),

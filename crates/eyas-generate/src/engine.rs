@@ -70,7 +70,10 @@ impl EngineOptions {
         }
         let tokens = self.slots.checked_mul(self.positions).filter(|&tokens| tokens <= u32::MAX as usize);
         if tokens.is_none() {
-            return fail("slots", format!("{} slots of {} positions are too many", self.slots, self.positions));
+            return fail(
+                "slots",
+                format!("{} slots of {} positions are too many", self.slots, self.positions),
+            );
         }
         Ok(())
     }
@@ -278,7 +281,8 @@ impl<'m, B: Backend> Engine<'m, B> {
             return Err(Error::Prompt("has no tokens; a model continues at least one".into()));
         }
         if let Some(id) = request.prompt.iter().find(|&&id| id as usize >= vocab) {
-            let reason = format!("holds token {id}; the model's vocabulary has {vocab}. Is this its tokenizer?");
+            let reason =
+                format!("holds token {id}; the model's vocabulary has {vocab}. Is this its tokenizer?");
             return Err(Error::Prompt(reason));
         }
         if request.prompt.len() > self.options.positions {

@@ -60,7 +60,10 @@ impl<'m, B: Backend> Evaluator<'m, B> {
     /// When it is outside the model's positions, or the device has no room.
     pub fn new(backend: &'m B, model: &'m Model<B>, max_tokens: usize) -> Result<Self> {
         if max_tokens == 0 {
-            return Err(Error::Setting { key: "max_tokens", reason: "is 0; a batch has at least one".into() });
+            return Err(Error::Setting {
+                key: "max_tokens",
+                reason: "is 0; a batch has at least one".into(),
+            });
         }
         let plan = MemoryPlan::forward_only(max_tokens, max_tokens, LOGIT_ROWS.min(max_tokens));
         Ok(Self {
@@ -142,7 +145,8 @@ impl<'m, B: Backend> Evaluator<'m, B> {
             .into_iter()
             .enumerate()
             .map(|(place, logprobs)| {
-                let reason = || format!("those of token {} are not all finite; the weights are damaged", place + 1);
+                let reason =
+                    || format!("those of token {} are not all finite; the weights are damaged", place + 1);
                 logprobs.ok_or_else(|| Error::Logits(reason()))
             })
             .collect()

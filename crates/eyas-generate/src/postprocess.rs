@@ -12,7 +12,7 @@
 mod sentence;
 mod stream;
 
-use sentence::{ends, has_words, list_marker, sentence_starts};
+use sentence::{ends, follows_sentence, has_words, is_list_number, list_marker, sentence_starts};
 pub use stream::TidyStream;
 
 /// The line that the recipe puts between the turns it remembers and the new question.
@@ -67,7 +67,16 @@ const HEADERS: [&str; 4] = ["<ASSISTANT>:", "<ASSISTANT>", "ASSISTANT:", "Assist
 
 /// Closings that count where they stand alone as a sentence or a line.
 const CLOSINGS: [&str; 10] = [
-    "Goodbye", "Good bye", "Good-bye", "Bye", "Bye bye", "Farewell", "Take care", "All the best", "再見", "保重",
+    "Goodbye",
+    "Good bye",
+    "Good-bye",
+    "Bye",
+    "Bye bye",
+    "Farewell",
+    "Take care",
+    "All the best",
+    "再見",
+    "保重",
 ];
 
 /// Closings of a letter, which words may follow: "Best wishes to you all".
@@ -173,7 +182,8 @@ impl Tidy {
             return true;
         }
         let Some(rest) = after(&self.closings) else { return false };
-        let rest = [" for now", " now", " then"].iter().find_map(|word| rest.strip_prefix(word)).unwrap_or(rest);
+        let rest =
+            [" for now", " now", " then"].iter().find_map(|word| rest.strip_prefix(word)).unwrap_or(rest);
         if let Some(more) = [" and ", ", and ", " & ", ", "].iter().find_map(|word| rest.strip_prefix(word))
             && self.is_closing(more)
         {
@@ -253,10 +263,8 @@ fn dangling(text: &str) -> Option<usize> {
     // "Sleep well. 3."
     let number = text.strip_suffix(['.', ')'])?;
     let before = number.trim_end_matches(|c: char| c.is_ascii_digit());
-    let digits = number.len() - before.len();
-    let sentence = before.trim_end();
-    ((1..=2).contains(&digits) && sentence.len() < before.len() && ends(sentence).last() == Some(sentence.len()))
-        .then_some(sentence.len())
+    let is_stray = is_list_number(&number[before.len()..]) && follows_sentence(before);
+    is_stray.then_some(before.trim_end().len())
 }
 
 #[cfg(test)]

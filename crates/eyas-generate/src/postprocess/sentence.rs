@@ -8,8 +8,8 @@ const FULL_WIDTH: [char; 3] = ['。', '！', '？'];
 const CLOSERS: [char; 14] = ['"', '\'', '”', '’', '»', ')', ']', '}', '」', '』', '）', '*', '_', '`'];
 /// Words whose full stop ends no sentence. Others, as "etc.", end one unless a small letter follows.
 const ABBREVIATIONS: [&str; 20] = [
-    "dr", "mr", "mrs", "ms", "prof", "st", "rev", "e.g", "i.e", "eg", "ie", "cf", "vs", "viz", "approx", "fig", "vol",
-    "dept", "incl", "esp",
+    "dr", "mr", "mrs", "ms", "prof", "st", "rev", "e.g", "i.e", "eg", "ie", "cf", "vs", "viz", "approx",
+    "fig", "vol", "dept", "incl", "esp",
 ];
 /// A list item of more words is taken for a sentence that wants an end.
 const SHORT_ITEM: usize = 10;
@@ -38,7 +38,8 @@ pub(super) fn ends(text: &str) -> impl Iterator<Item = usize> + '_ {
             end = at + next.len_utf8();
             characters.next();
         }
-        if (ends_anyway || followed_by_end(&text[end..])) && !(is_single && is_no_end(text, start, end)) {
+        let ends_here = ends_anyway || followed_by_end(&text[end..]);
+        if ends_here && !(is_single && is_no_end(text, start, end)) && !is_bare_item(text, start, end) {
             places.push(end);
         }
     }
@@ -53,7 +54,9 @@ fn followed_by_end(rest: &str) -> bool {
     let trimmed = rest.trim_start();
     match trimmed.chars().next() {
         None => true,
-        Some(next) => trimmed.len() < rest.len() && (gap(rest, trimmed).contains('\n') || !next.is_lowercase()),
+        Some(next) => {
+            trimmed.len() < rest.len() && (gap(rest, trimmed).contains('\n') || !next.is_lowercase())
+        }
     }
 }
 
@@ -61,12 +64,18 @@ fn gap<'a>(rest: &'a str, trimmed: &str) -> &'a str {
     &rest[..rest.len() - trimmed.len()]
 }
 
+/// Whether the line of `start` is a list marker and nothing up to `end` but marks.
+fn is_bare_item(text: &str, start: usize, end: usize) -> bool {
+    let line = text[..start].rfind('\n').map_or(0, |at| at + 1);
+    list_marker(&text[line..end]).is_some_and(|marker| !has_words(&text[line + marker..end]))
+}
+
 /// Whether the full stop at `stop` belongs to an abbreviation, an initial or a list number.
 fn is_no_end(text: &str, stop: usize, end: usize) -> bool {
     let before = &text[..stop];
-    let word_start = before.rfind(|c: char| !(c.is_alphanumeric() || c == '.')).map_or(0, |at| {
-        at + before[at..].chars().next().map_or(0, char::len_utf8)
-    });
+    let word_start = before
+        .rfind(|c: char| !(c.is_alphanumeric() || c == '.'))
+        .map_or(0, |at| at + before[at..].chars().next().map_or(0, char::len_utf8));
     let word = &before[word_start..];
     if ABBREVIATIONS.iter().any(|abbreviation| word.eq_ignore_ascii_case(abbreviation)) {
         return true;
@@ -75,11 +84,10 @@ fn is_no_end(text: &str, stop: usize, end: usize) -> bool {
     if list_marker(&text[line_start..]).is_some_and(|marker| line_start + marker > stop) {
         return true;
     }
-    let ahead = before[..word_start].trim_end();
-    if is_list_number(word) && word_start > ahead.len() && ahead.ends_with([&TERMINATORS[..], &FULL_WIDTH].concat().as_slice())
-    {
+    if is_list_number(word) && follows_sentence(&before[..word_start]) {
         return true;
     }
+    let ahead = before[..word_start].trim_end();
     // "Martin L. King": an initial between a name and what may be another.
     let rest = &text[end..];
     let next = rest.trim_start();
@@ -91,14 +99,24 @@ fn is_no_end(text: &str, stop: usize, end: usize) -> bool {
         && ahead.rsplit(char::is_whitespace).next().is_some_and(|word| word.starts_with(char::is_uppercase))
 }
 
-fn is_list_number(word: &str) -> bool {
+/// Whether a text is a sentence, by its last mark, and space after it: where a number of a list may stand.
+pub(super) fn follows_sentence(text: &str) -> bool {
+    let sentence = text.trim_end();
+    let mark = sentence.trim_end_matches(CLOSERS).chars().next_back();
+    sentence.len() < text.len()
+        && mark.is_some_and(|mark| TERMINATORS.contains(&mark) || FULL_WIDTH.contains(&mark))
+}
+
+pub(super) fn is_list_number(word: &str) -> bool {
     (1..=2).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// Bytes of the list marker at the start of a line, with the spaces and emphasis around it: "2.", "3)", "a.", "-", "•",
 /// "**4.". Marks of emphasis or a heading alone count as well.
 pub(super) fn list_marker(line: &str) -> Option<usize> {
-    let markup = |text: &str| text.len() - text.trim_start_matches([' ', '\t', '*', '_', '#', '>', '-', '•', '–']).len();
+    let markup = |text: &str| {
+        text.len() - text.trim_start_matches([' ', '\t', '*', '_', '#', '>', '-', '•', '–']).len()
+    };
     let lead = markup(line);
     let rest = &line[lead..];
     let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
@@ -108,7 +126,10 @@ pub(super) fn list_marker(line: &str) -> Option<usize> {
     };
     let numbered = (1..=3).contains(&label)
         && rest[label..].starts_with(['.', ')'])
-        && rest[label + 1..].chars().next().is_none_or(|next| next.is_whitespace() || next == '*' || next == '_');
+        && rest[label + 1..]
+            .chars()
+            .next()
+            .is_none_or(|next| next.is_whitespace() || next == '*' || next == '_');
     if numbered {
         let after = lead + label + 1;
         return Some(after + markup(&line[after..]));
@@ -137,7 +158,9 @@ fn item_ends(text: &str) -> Vec<usize> {
         }
         let item = list_marker(content).map(|marker| &content[marker..]).filter(|item| {
             has_words(item)
-                && !item.trim_end_matches(CLOSERS).ends_with(['.', '!', '?', '…', '。', '！', '？', ':', ',', ';', '：', '，'])
+                && !item
+                    .trim_end_matches(CLOSERS)
+                    .ends_with(['.', '!', '?', '…', '。', '！', '？', ':', ',', ';', '：', '，'])
                 && item.split_whitespace().count() <= SHORT_ITEM
         });
         if item.is_some() && follows_item {

@@ -71,7 +71,8 @@ impl Tidy {
         }
         let limit = self.marker(text).unwrap_or_else(|| {
             let speakers = self.speakers.iter().map(|speaker| format!("\n{speaker}"));
-            let held = self.markers.iter().cloned().chain(speakers).map(|marker| partial_suffix(text, &marker));
+            let held =
+                self.markers.iter().cloned().chain(speakers).map(|marker| partial_suffix(text, &marker));
             text.len() - held.max().unwrap_or(0)
         });
         let limit = self.closing(&text[..limit]).unwrap_or(limit);

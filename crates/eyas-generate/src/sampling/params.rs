@@ -113,7 +113,10 @@ impl SamplingParams {
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             return fail(
                 "temperature",
-                format!("is {}; it must be above 0, or 0 for the likeliest token every time", self.temperature),
+                format!(
+                    "is {}; it must be above 0, or 0 for the likeliest token every time",
+                    self.temperature
+                ),
             );
         }
         if self.temperature > 0.0 && self.temperature < 1e-4 {
@@ -138,7 +141,10 @@ impl SamplingParams {
             return fail("stop", "holds an empty text, which would end every answer at once".into());
         }
         if let Some((id, bias)) = self.logit_bias.iter().find(|(_, bias)| !bias.is_finite()) {
-            return fail("logit_bias", format!("is {bias} for token {id}; -100 is enough to rule a token out"));
+            return fail(
+                "logit_bias",
+                format!("is {bias} for token {id}; -100 is enough to rule a token out"),
+            );
         }
         if let Some(count) = self.logprobs.filter(|&count| count > MAX_LOGPROBS) {
             return fail("logprobs", format!("is {count}; at most {MAX_LOGPROBS} alternatives are reported"));

@@ -52,6 +52,7 @@ pub struct Choice {
 #[derive(Clone, Debug, Default)]
 pub struct SamplerScratch {
     kept: Vec<Candidate>,
+    ranked: Vec<Candidate>,
     weights: Vec<f64>,
     blocks: Vec<f64>,
 }
@@ -215,73 +216,87 @@ impl Sampler {
         (start + at.unwrap_or(0)) as u32
     }
 
-    /// Weights of the candidates in `scratch.kept`, relative to the likeliest token's.
-    fn weigh(&self, max: f32, scratch: &mut SamplerScratch) {
-        let scale = f64::from(1.0 / self.params.temperature);
-        scratch.weights.clear();
-        scratch.weights.extend(scratch.kept.iter().map(|&(logit, _)| (f64::from(logit - max) * scale).exp()));
+    /// A logit's weight relative to the likeliest token's.
+    fn weight(&self, max: f32) -> impl Fn(f32) -> f64 {
+        let scale = 1.0 / self.params.temperature;
+        move |logit| f64::from(softmax::exp((logit - max) * scale))
     }
 
-    /// Leaves the candidates after top-k, top-p and min-p in `scratch`, likeliest first, with their weights.
+    /// Weights of the candidates in `scratch.kept`.
+    fn weigh(&self, max: f32, scratch: &mut SamplerScratch) {
+        let weight = self.weight(max);
+        scratch.weights.clear();
+        scratch.weights.extend(scratch.kept.iter().map(|&(logit, _)| weight(logit)));
+    }
+
+    /// Leaves the candidates after top-k, top-p and min-p in `scratch`, in the order of their ids, with their weights.
+    /// By id, not by rank: where rounding swaps two near equals a draw still finds the same token.
     fn truncate(&self, row: &[f32], max: f32, scratch: &mut SamplerScratch) {
         let params = &self.params;
-        let by_rank = params.top_k > 0 && params.top_k < row.len();
-        if by_rank {
+        let weight = self.weight(max);
+        if params.top_k > 0 && params.top_k < row.len() {
             let threshold = softmax::kth_largest(row, params.top_k, &mut scratch.kept);
             softmax::at_least(row, threshold, &mut scratch.kept);
-            self.order(max, scratch);
             if params.top_p < 1.0 {
-                let total: f64 = scratch.weights.iter().sum();
-                keep_mass(scratch, f64::from(params.top_p) * total);
+                let total: f64 = scratch.kept.iter().map(|&(logit, _)| weight(logit)).sum();
+                keep_mass(scratch, weight, f64::from(params.top_p) * total);
             }
         } else if params.top_p < 1.0 {
             let total = softmax::sum_exp(row, max, 1.0 / params.temperature, None);
             let wanted = f64::from(params.top_p) * total;
             let mut reach = FIRST_REACH;
             loop {
-                let threshold = max - reach * params.temperature;
-                softmax::at_least(row, threshold, &mut scratch.kept);
-                self.weigh(max, scratch);
-                if scratch.kept.len() == row.len() || scratch.weights.iter().sum::<f64>() >= wanted {
+                softmax::at_least(row, max - reach * params.temperature, &mut scratch.kept);
+                let mass: f64 = scratch.kept.iter().map(|&(logit, _)| weight(logit)).sum();
+                if mass >= wanted || scratch.kept.len() == row.len() {
                     break;
                 }
                 reach *= 2.0;
             }
-            self.order(max, scratch);
-            keep_mass(scratch, wanted);
+            keep_mass(scratch, weight, wanted);
         } else {
             // Min-p alone; the margin makes up for the rounding of the logarithm, the exact test follows.
             let threshold = max + (params.min_p.ln() - 1e-3) * params.temperature;
             softmax::at_least(row, threshold, &mut scratch.kept);
-            self.order(max, scratch);
         }
+        self.weigh(max, scratch);
         if params.min_p > 0.0 {
             // The likeliest token's weight is 1.
-            let kept = scratch.weights.partition_point(|&weight| weight >= f64::from(params.min_p)).max(1);
-            scratch.kept.truncate(kept);
-            scratch.weights.truncate(kept);
+            let least = f64::from(params.min_p);
+            let mut weights = scratch.weights.iter();
+            scratch.kept.retain(|_| weights.next().is_some_and(|&weight| weight >= least));
+            scratch.weights.retain(|&weight| weight >= least);
         }
-    }
-
-    fn order(&self, max: f32, scratch: &mut SamplerScratch) {
-        scratch.kept.sort_unstable_by(by_logit);
-        self.weigh(max, scratch);
     }
 }
 
-/// Keeps the shortest head whose weights reach `wanted`: a token stays while those before it fall short.
-fn keep_mass(scratch: &mut SamplerScratch, wanted: f64) {
-    let mut mass = 0.0;
-    let mut kept = 0;
-    for &weight in &scratch.weights {
-        if kept > 0 && mass >= wanted {
-            break;
+/// Keeps the fewest likeliest candidates whose weights reach `wanted`: one stays while those before it fall short.
+fn keep_mass(scratch: &mut SamplerScratch, weight: impl Fn(f32) -> f64, wanted: f64) {
+    /// Sorting beats another partition below this.
+    const FEW: usize = 64;
+    let SamplerScratch { kept, ranked, .. } = scratch;
+    ranked.clone_from(kept);
+    // The last that stays is in `low..high`; those before `low` weigh `mass`.
+    let (mut low, mut high, mut mass) = (0, ranked.len(), 0.0);
+    while high - low > FEW {
+        let middle = low + (high - low) / 2;
+        ranked[low..high].select_nth_unstable_by(middle - low, by_logit);
+        let upper: f64 = ranked[low..middle].iter().map(|&(logit, _)| weight(logit)).sum();
+        if mass + upper >= wanted {
+            high = middle;
+        } else {
+            mass += upper;
+            low = middle;
         }
-        mass += weight;
-        kept += 1;
     }
-    scratch.kept.truncate(kept);
-    scratch.weights.truncate(kept);
+    ranked[low..high].sort_unstable_by(by_logit);
+    for &candidate in &ranked[low..high] {
+        mass += weight(candidate.0);
+        if mass >= wanted {
+            kept.retain(|other| by_logit(other, &candidate).is_le());
+            return;
+        }
+    }
 }
 
 /// The first index at which the running sum passes `target`.
