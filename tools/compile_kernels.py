@@ -9,7 +9,9 @@ kernel of the table that the compiled file does not hold.
 """
 
 import argparse
+import concurrent.futures
 import ctypes
+import os
 import pathlib
 import re
 import sys
@@ -91,27 +93,33 @@ def main():
     parser.add_argument("--resources", action="store_true", help="print registers and spilled bytes")
     args = parser.parse_args()
     nvrtc = find_nvrtc()
+    jobs = [
+        (name, arch, element, kernels)
+        for name, types, kernels in manifest()
+        if not args.file or name in args.file
+        for arch in args.arch
+        for element in types
+        if not (element == "bf16" and arch == "sm_75")  # no bfloat16 on Turing
+    ]
+
+    def run(job):
+        name, arch, element, _ = job
+        flags = options(arch, element) + (["--ptxas-options=-v"] if args.resources else [])
+        return compile_kernel(nvrtc, kernel_source(name), f"{name}.cu", flags)
+
     failures = compiled = 0
-    for name, types, kernels in manifest():
-        if args.file and name not in args.file:
-            continue
-        source = kernel_source(name)
-        for arch in args.arch:
-            for element in types:
-                if element == "bf16" and arch == "sm_75":
-                    continue  # no bfloat16 on Turing
-                flags = options(arch, element)
-                if args.resources:
-                    flags.append("--ptxas-options=-v")
-                cubin, log = compile_kernel(nvrtc, source, f"{name}.cu", flags)
-                compiled += 1
-                missing = [k for k in kernels if cubin and re.search(rb"\x00" + k.encode() + rb"\x00", cubin) is None]
-                if cubin is None or (log and not args.resources) or missing:
-                    failures += 1
-                    print(f"{name}.cu {arch} {element}: {log or 'no log'} {'missing: ' + ' '.join(missing) if missing else ''}")
-                elif args.resources:
-                    for kernel, registers, spills in sorted(resources(log)):
-                        print(f"{arch} {element:4} {kernel:28} {registers:3} registers, {spills} bytes spilled")
+    # NVRTC compiles in several threads at once; ctypes lets them run.
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for (name, arch, element, kernels), (cubin, log) in zip(jobs, pool.map(run, jobs)):
+            compiled += 1
+            missing = [k for k in kernels if cubin and re.search(rb"\x00" + k.encode() + rb"\x00", cubin) is None]
+            if cubin is None or (log and not args.resources) or missing:
+                failures += 1
+                absent = "missing: " + " ".join(missing) if missing else ""
+                print(f"{name}.cu {arch} {element}: {log or 'no log'} {absent}", flush=True)
+            elif args.resources:
+                for kernel, registers, spills in sorted(resources(log)):
+                    print(f"{arch} {element:4} {kernel:28} {registers:3} registers, {spills} bytes spilled")
     print(f"{compiled} compilations, {failures} failures")
     return 1 if failures or not compiled else 0
 
