@@ -12,7 +12,7 @@ use super::panel::{Source, pack, padded_depth, panels_len, staging_len};
 use super::scratch::{Buffer, Scratch};
 
 /// Depth packed at a time: a panel of it fits the first-level cache beside the rows it meets.
-const DEPTH: usize = 384;
+const DEPTH: usize = 256;
 /// Rows that meet all panels of a block before the next ones do: their share of the depth stays in the second-level
 /// cache. A multiple of every kernel's tile.
 const ROWS: usize = 48;

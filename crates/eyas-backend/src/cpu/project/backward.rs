@@ -242,10 +242,11 @@ fn transpose<'a, K: Kernel>(scratch: &'a Scratch, values: &[f32], cols: usize) -
     let mut out = scratch.take::<K::Element>(cols * stride);
     if stride > 0 {
         out.par_chunks_mut(stride).enumerate().for_each(|(col, out)| {
-            let source = values.iter().skip(col).step_by(cols).copied().chain(std::iter::repeat(0.0));
-            for (out, value) in out.iter_mut().zip(source) {
-                *out = K::Element::narrow(value);
+            let (out, rest) = out.split_at_mut(rows);
+            for (row, out) in out.iter_mut().enumerate() {
+                *out = K::Element::narrow(values[row * cols + col]);
             }
+            rest.fill(K::Element::narrow(0.0));
         });
     }
     out
