@@ -132,8 +132,12 @@ impl CudaBackend {
         let (s, names, shared) = self.shape(Kernel::Forward, layout);
         let tiles = batch.max_seqlen().div_ceil(s.rows()) as u32;
         let grid = Grid { blocks: [(batch.sequences() * layout.heads) as u32, tiles, 1], threads: s.threads(), shared };
-        let args = args![arg, keys, qkv.ptr(), batch.starts(), out.ptr(), lse];
-        self.kernels.launch(names.forward, self.dtype, grid, args)
+        self.kernels.launch(
+            names.forward,
+            self.dtype,
+            grid,
+            args![arg, keys, qkv.ptr(), batch.starts(), out.ptr(), lse],
+        )
     }
 
     /// [`CudaBackend::run_attention_backward`] by the flash kernels.
