@@ -131,7 +131,11 @@ impl CudaBackend {
     ) -> Result<()> {
         let (s, names, shared) = self.shape(Kernel::Forward, layout);
         let tiles = batch.max_seqlen().div_ceil(s.rows()) as u32;
-        let grid = Grid { blocks: [(batch.sequences() * layout.heads) as u32, tiles, 1], threads: s.threads(), shared };
+        let grid = Grid {
+            blocks: [(batch.sequences() * layout.heads) as u32, tiles, 1],
+            threads: s.threads(),
+            shared,
+        };
         self.kernels.launch(
             names.forward,
             self.dtype,
@@ -182,7 +186,8 @@ impl CudaBackend {
             self.device.limits.multiprocessors as usize,
         );
         let row = layout.kv_heads * 2 * layout.head_dim;
-        let partial = if chunks > 1 { scratch.get(Slot::Partial, chunks * tokens * row * 4)? } else { Ptr::NULL };
+        let partial =
+            if chunks > 1 { scratch.get(Slot::Partial, chunks * tokens * row * 4)? } else { Ptr::NULL };
         let blocks = batch.max_seqlen().div_ceil(s.rows()) * sequences * layout.kv_heads * chunks;
         let parts = layout.head_dim.div_ceil(KEY_COLUMNS) as u32;
         self.kernels.launch(

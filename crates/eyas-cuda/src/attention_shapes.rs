@@ -163,7 +163,11 @@ mod tests {
                     // The decode kernel's statistics are in static shared memory.
                     let fixed = if kernel == Kernel::Decode { 8 * 16 * s.warps } else { 0 };
                     assert!(bytes as usize + fixed <= limit, "{name}{dim} {generation:?}: {bytes}");
-                    assert!(generation != Generation::Hopper || kernel == Kernel::Decode || s.warps.is_multiple_of(4));
+                    assert!(
+                        generation != Generation::Hopper
+                            || kernel == Kernel::Decode
+                            || s.warps.is_multiple_of(4)
+                    );
                 }
             }
         }
