@@ -104,7 +104,7 @@ impl<B: Backend> Optimizer<B> {
         Ok(norm[0])
     }
 
-    /// Takes one step with the gradient that [`Optimizer::grad_norm`] was asked about, and clears it.
+    /// Takes one step with the gradient that [`Optimizer::grad_norm`] was asked about.
     ///
     /// # Errors
     /// When the device fails.
@@ -127,7 +127,6 @@ impl<B: Backend> Optimizer<B> {
             &mut self.first_moment,
             &mut self.second_moment,
         )?;
-        backend.clear(&mut self.grads)?;
         Ok(())
     }
 }
