@@ -60,7 +60,7 @@ fn model_alone(
     model: &Model<CpuBackend>,
     prompt: &[u32],
     tokens: usize,
-) -> Result<Vec<Duration>> {
+) -> eyas_model::Result<Vec<Duration>> {
     let mut cache = Cache::new(backend, model.decoder(), 1, prompt.len() + tokens)?;
     let plan = MemoryPlan::forward_only(prompt.len(), 1, 1);
     let mut workspace = Workspace::new(backend, model.decoder(), None, plan)?;
@@ -152,7 +152,9 @@ fn main() -> Result<()> {
         1e3 * arguments.sequences as f64 / fast
     );
     if arguments.sequences == 1 && adapter.is_none() {
-        let (median_alone, fast_alone) = summary(&model_alone(&backend, &model, &prompt, steps.len())?);
+        // In the pool, as the engine's steps are.
+        let alone = rayon::scope(|_| model_alone(&backend, &model, &prompt, steps.len()));
+        let (median_alone, fast_alone) = summary(&alone?);
         eprintln!(
             "the model alone: {median_alone:.2} ms, {fast_alone:.2} ms the fastest tenth; the engine adds {:.1}%",
             100.0 * (fast / fast_alone - 1.0)

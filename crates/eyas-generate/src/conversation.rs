@@ -3,9 +3,14 @@
 //! The recipe remembers two turns: the previous question and its answer. They come first, then the line "Here, is the
 //! next QUESTION:", then the new question. A model with a chat template sees the remembered turns through it instead.
 
+use eyas_backend::Backend;
+use eyas_data::conversation::HUMAN;
 use eyas_data::{PromptFormat, Role, Tokenizer, Turn};
 
+use crate::engine::{AdapterId, FinishReason, Request};
+use crate::generate::{Answer, Generator};
 use crate::postprocess::{NEXT_QUESTION, Tidy};
+use crate::sampling::SamplingParams;
 use crate::{Error, Result};
 
 /// Turns that the recipe remembers: a question and its answer.
@@ -29,6 +34,17 @@ pub struct Exchange {
     pub question: String,
     /// What was answered, as it was shown.
     pub answer: String,
+}
+
+/// An answer in a conversation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reply {
+    /// The tidied answer, as it was shown and is remembered.
+    pub text: String,
+    /// What the model wrote.
+    pub answer: Answer,
+    /// Remembered exchanges that did not fit into the prompt.
+    pub forgotten: usize,
 }
 
 /// A conversation with one person.
@@ -130,6 +146,43 @@ impl ChatSession {
             }
         }
         unreachable!("the loop ends when everything is forgotten")
+    }
+
+    /// Asks a question, with the memory, and remembers the answer. `on_text` is given the tidied answer piece by piece:
+    /// nothing of it is taken back. An adapter's answer and the base's share one memory.
+    ///
+    /// An answer has at least half of the context, or all of `max_new_tokens`; memory gives way.
+    ///
+    /// # Errors
+    /// As [`ChatSession::prompt`] and [`Generator::generate`]; nothing is remembered then.
+    pub fn ask<B: Backend>(
+        &mut self,
+        generator: &mut Generator<'_, B>,
+        question: &str,
+        params: &SamplingParams,
+        adapter: Option<AdapterId>,
+        on_text: &mut dyn FnMut(&str),
+    ) -> Result<Reply> {
+        let positions = generator.engine().options().positions;
+        let room = positions - params.max_new_tokens.min(positions / 2);
+        let Prompt { ids, forgotten, .. } = self.prompt(question, generator.tokenizer(), room)?;
+        let mut request = Request::new(ids, params.clone(), adapter);
+        if matches!(self.format, PromptFormat::HumanAssistant { .. }) {
+            // An invented turn would be cut off anyway.
+            request.params.stop.push(HUMAN.into());
+        }
+        let mut tidy = Tidy::recipe().stream();
+        let mut text = String::new();
+        let mut show = |piece: &str| {
+            if !piece.is_empty() {
+                text.push_str(piece);
+                on_text(piece);
+            }
+        };
+        let answer = generator.generate(request, &mut |piece| show(&tidy.push(piece)))?;
+        show(&tidy.finish(answer.finish != FinishReason::Length));
+        self.remember(question.trim(), text.as_str());
+        Ok(Reply { text, answer, forgotten })
     }
 
     fn remembered(&self) -> usize {

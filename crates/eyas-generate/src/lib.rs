@@ -15,7 +15,7 @@ pub mod sampling;
 pub mod stream;
 
 pub use compare::{Comparison, HeldOut, Side, compare};
-pub use conversation::{ChatSession, Exchange, Prompt};
+pub use conversation::{ChatSession, Exchange, Prompt, Reply};
 pub use engine::{AdapterId, Engine, EngineOptions, Event, FinishReason, Request, SequenceId};
 pub use error::{Error, Result};
 pub use evaluate::{Evaluation, Evaluator, Progress, evaluate};

@@ -16,7 +16,7 @@ fn integers(checkpoint: &Checkpoint, name: &str) -> Vec<i32> {
 
 /// The golden's flat batch as rows with masks.
 fn examples(base: &str) -> Vec<Example> {
-    let checkpoint = Checkpoint::open(&fixtures().join(base).join("golden.safetensors")).unwrap();
+    let checkpoint = Checkpoint::open(fixtures().join(base).join("golden.safetensors")).unwrap();
     let ids = integers(&checkpoint, "flat.input_ids");
     let targets = integers(&checkpoint, "flat.targets");
     let ends = integers(&checkpoint, "flat.cu_seqlens");

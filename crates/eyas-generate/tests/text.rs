@@ -3,11 +3,11 @@
 mod common;
 
 use common::{backend, greedy, load};
-use eyas_data::{PromptFormat, Tokenizer};
+use eyas_data::{Example, PromptFormat, Tokenizer};
 use eyas_generate::stream::AnswerStream;
 use eyas_generate::{
-    Answer, ChatSession, Engine, EngineOptions, Error, FinishReason, Generator, Request, SamplingParams,
-    Side, TextEvent, compare,
+    Answer, ChatSession, Comparison, Engine, EngineOptions, Error, FinishReason, Generator, HeldOut, Request,
+    SamplingParams, Side, TextEvent, compare, evaluate,
 };
 use serde_json::json;
 
@@ -197,6 +197,33 @@ fn base_and_adapter_answer_the_same_prompts() {
 }
 
 #[test]
+fn held_out_losses_of_both_sides_are_measured() {
+    let (backend, tokenizer) = (backend(), tokenizer());
+    let model = load(&backend, "smollm2");
+    let (engine, adapter) = common::engine(&backend, &model, "smollm2", EngineOptions::new(1, 60));
+    let generator = Generator::new(engine, &tokenizer).unwrap();
+    let row = |text: &str| {
+        let input_ids = ids(&tokenizer, text);
+        Example { target_mask: vec![true; input_ids.len()], input_ids }
+    };
+    let rows = [row("a short row"), row("and another one")];
+    let mut told = Vec::new();
+    let found =
+        HeldOut::measure(&generator, adapter, &rows, &mut |side, progress| told.push((side, progress.done)))
+            .unwrap();
+    assert_eq!(told, [(Side::Base, 24), (Side::Tuned, 24)]);
+    let engine = generator.engine();
+    let tuned = engine.adapter(adapter).unwrap();
+    assert_eq!(found.base, evaluate(&backend, &model, None, &rows, &mut |_| {}).unwrap());
+    assert_eq!(found.tuned, evaluate(&backend, &model, Some(tuned), &rows, &mut |_| {}).unwrap());
+    assert_ne!(found.base.total_loss, found.tuned.total_loss);
+    let table = found.table();
+    assert!(table.starts_with("held out: 2 rows, 24 target tokens\nbase "), "{table}");
+    assert!(table.contains(&format!("{:.4}", found.tuned.loss())), "{table}");
+    assert!(HeldOut::measure(&generator, adapter, &[], &mut |_, _| {}).is_err());
+}
+
+#[test]
 fn a_session_forgets_what_does_not_fit() {
     let tokenizer = tokenizer();
     let mut session = ChatSession::new(PromptFormat::human_assistant()).with_memory(4);
@@ -213,6 +240,29 @@ fn a_session_forgets_what_does_not_fit() {
     assert_eq!(alone.text, "<HUMAN>: e?\n<ASSISTANT>:");
     let error = session.prompt("e?", &tokenizer, alone.ids.len() - 1).unwrap_err();
     assert!(matches!(error, Error::PromptTooLong { .. }), "{error}");
+}
+
+#[test]
+fn a_conversation_is_asked_and_remembered() {
+    let (backend, tokenizer) = (backend(), tokenizer());
+    let model = load(&backend, "smollm2");
+    let (engine, adapter) = common::engine(&backend, &model, "smollm2", EngineOptions::new(1, 64));
+    let mut generator = Generator::new(engine, &tokenizer).unwrap();
+    let mut session = ChatSession::new(PromptFormat::human_assistant());
+    let params = SamplingParams { max_new_tokens: 10, ignore_eos: true, ..SamplingParams::recipe() };
+    let mut shown = String::new();
+    let first =
+        session.ask(&mut generator, " a? ", &params, Some(adapter), &mut |text| shown += text).unwrap();
+    assert_eq!(shown, first.text);
+    assert_eq!(first.text, Comparison::tidied(&first.answer));
+    assert_eq!(session.history()[0].question, "a?");
+    assert_eq!(session.history()[0].answer, first.text);
+    assert!(session.prompt_text("b?").unwrap().contains("Here, is the next QUESTION:"));
+    // The line before the question alone is too long for what is left of this context.
+    let second = session.ask(&mut generator, "b?", &params, None, &mut |_| {}).unwrap();
+    assert_eq!((second.forgotten, session.history().len()), (1, 2));
+    assert!(session.ask(&mut generator, "", &params, None, &mut |_| {}).is_err());
+    assert_eq!(session.history().len(), 2);
 }
 
 #[test]
