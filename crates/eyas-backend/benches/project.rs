@@ -169,6 +169,38 @@ fn decode<const N: usize>(bencher: Bencher, name: &str) {
     });
 }
 
+/// One token through all products of SmolLM2-135M: 30 layers in 4 bits and the head in bf16. Bytes are those of the
+/// weights; an item is a token.
+#[divan::bench]
+fn decode_model(bencher: Bencher) {
+    let layer = |name: &str| {
+        let layer = Layer::new(name);
+        let x = layer.tensor(1, layer.projection.in_features);
+        let y = layer.tensor(1, layer.projection.out_features());
+        (layer, x, y)
+    };
+    let mut layers = Vec::new();
+    for _ in 0..30 {
+        layers.extend(["qkv", "o", "gate_up", "down"].map(layer));
+    }
+    layers.extend((0..8).map(|_| layer("head")));
+    let bytes: u64 = layers
+        .iter()
+        .flat_map(|(layer, ..)| {
+            layer.projection.parts.iter().map(|part| layer.backend.weight_bytes(&part.weight))
+        })
+        .sum();
+    let pool = rayon::ThreadPoolBuilder::new().build().unwrap();
+    bencher.counter(BytesCount::new(bytes)).counter(ItemsCount::new(1usize)).bench_local(|| {
+        // On a thread of the pool, as a program should: each hand-over from outside costs several microseconds.
+        pool.install(|| {
+            for (layer, x, y) in &mut layers {
+                layer.backend.project(1, &layer.projection, None, x, y, None, Write::Set).unwrap();
+            }
+        });
+    });
+}
+
 /// Multiply-adds on registers alone, on every thread: the rate that a product cannot pass.
 #[divan::bench]
 fn peak(bencher: Bencher) {

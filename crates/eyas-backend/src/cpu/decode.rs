@@ -126,7 +126,7 @@ mod tests {
         let book = Codebook::new(&levels);
         let packed: Vec<u8> = (0..512u32).map(|i| (i * 167 + 13) as u8).collect();
         let scales: Vec<f32> = (0..32).map(|i| 0.1 + i as f32).collect();
-        let code = |i: usize| if i % 2 == 0 { packed[i / 2] >> 4 } else { packed[i / 2] & 15 };
+        let code = |i: usize| if i.is_multiple_of(2) { packed[i / 2] >> 4 } else { packed[i / 2] & 15 };
         for block_size in [32, 64, 256] {
             for first in [0, 1, 2, 31, 32, 62, 64, 65, 300] {
                 for len in [0, 1, 5, 32, 63, 64, 96, 97, 500] {

@@ -1,22 +1,22 @@
 //! Products of a few rows: each weight is read once, from memory to registers, and meets all of them.
 //!
 //! Generation is bound by the reading of the weights, so 4-bit codes are looked up as exact `f32` values with byte
-//! shuffles, fast enough to keep up with memory, and multiplied right there. Nothing is rounded that a product of
-//! many rows would not round too.
+//! shuffles and multiplied right there, at about the speed of memory. Nothing is rounded that a product of many rows
+//! would not round too. (Levels and activations in 16-bit integers were tried: a quarter faster in the first-level
+//! cache, no faster behind it, and less exact.)
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod portable;
 
-use eyas_quant::Quantized;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::CpuWeight;
 use super::decode::Codebook;
 use super::product::Output;
-use super::scratch::Scratch;
-use super::weight::{Elements, read_scales};
+use super::scratch::{Buffer, Scratch};
+use super::weight::{Elements, FourBit, read_scales};
 
 /// Most rows that are multiplied this way.
 pub(super) const TOKENS: usize = 8;
@@ -111,18 +111,20 @@ fn multiply_with<D: Dot>(
     out: Output<'_>,
     add: bool,
 ) {
-    let product = Product::<D> {
-        scratch,
-        depth,
-        x: [&[], D::FOUR_BIT_ORDER, D::BF16_ORDER].map(|order| {
-            let mut ordered = scratch.take::<f32>(tokens * depth);
-            reorder(x, depth, order, &mut ordered);
-            ordered
-        }),
-        out,
-        add,
-        dot: std::marker::PhantomData,
+    let any = |test: fn(&Elements) -> bool| {
+        jobs.iter().any(|job| matches!(job.weight, Rows::Weight(weight) if test(weight.elements())))
     };
+    let ordered = |needed: bool, order| {
+        let mut ordered = scratch.take::<f32>(if needed { x.len() } else { 0 });
+        if needed {
+            reorder(x, depth, order, &mut ordered);
+        }
+        ordered
+    };
+    let four_bit = any(|elements| matches!(elements, Elements::FourBit(_)));
+    let groups = ordered(four_bit && D::FOUR_BIT_STEP > 0, D::FOUR_BIT_ORDER);
+    let pairs = ordered(any(|elements| matches!(elements, Elements::Bf16(_))), D::BF16_ORDER);
+    let product = Product::<D> { scratch, depth, x, groups, pairs, out, add, dot: std::marker::PhantomData };
     let rows = (TASK / depth.max(1)).next_multiple_of(8);
     let tasks: Vec<_> = jobs
         .iter()
@@ -160,8 +162,10 @@ fn reorder(x: &[f32], depth: usize, order: &[usize], out: &mut [f32]) {
 struct Product<'a, D> {
     scratch: &'a Scratch,
     depth: usize,
-    /// `x` as it is, as [`Dot::four_bit`] and as [`Dot::bf16`] want it.
-    x: [super::scratch::Buffer<'a, f32>; 3],
+    x: &'a [f32],
+    /// `x` in [`Dot::FOUR_BIT_ORDER`] and in [`Dot::BF16_ORDER`], where a job needs it.
+    groups: Buffer<'a, f32>,
+    pairs: Buffer<'a, f32>,
     out: Output<'a>,
     add: bool,
     dot: std::marker::PhantomData<fn() -> D>,
@@ -171,7 +175,8 @@ impl<D: Dot> Product<'_, D> {
     /// Some rows of a job: columns of the output.
     fn rows<const T: usize>(&self, job: &Job<'_>, rows: std::ops::Range<usize>) {
         let depth = self.depth;
-        let [plain, four_bit, halves] = self.x.each_ref().map(|x| Few { values: x, stride: depth });
+        let few = |values| Few { values, stride: depth };
+        let (plain, groups, pairs) = (few(self.x), few(&self.groups), few(&self.pairs));
         let whole = |row: usize| row * depth..(row + 1) * depth;
         match job.weight {
             Rows::Matrix(values) => self.each::<T>(job, rows, |row| D::f32(&values[whole(row)], plain)),
@@ -179,14 +184,14 @@ impl<D: Dot> Product<'_, D> {
                 Elements::F32(values) => self.each::<T>(job, rows, |row| D::f32(&values[whole(row)], plain)),
                 Elements::F16(values) => self.each::<T>(job, rows, |row| D::f16(&values[whole(row)], plain)),
                 Elements::Bf16(values) => {
-                    self.each::<T>(job, rows, |row| D::bf16(&values[whole(row)], halves))
+                    self.each::<T>(job, rows, |row| D::bf16(&values[whole(row)], pairs))
                 }
-                Elements::FourBit { weight: codes, book }
+                Elements::FourBit(codes)
                     if D::FOUR_BIT_STEP > 0 && depth.is_multiple_of(D::FOUR_BIT_STEP) =>
                 {
-                    self.four_bit::<T>(job, rows, codes, book, four_bit);
+                    self.four_bit::<T>(job, rows, codes, groups);
                 }
-                Elements::FourBit { .. } => {
+                Elements::FourBit(_) => {
                     let mut buffer = self.scratch.take::<f32>(depth);
                     self.each::<T>(job, rows, |row| {
                         weight.read(row, 0, &mut buffer);
@@ -201,10 +206,10 @@ impl<D: Dot> Product<'_, D> {
         &self,
         job: &Job<'_>,
         rows: std::ops::Range<usize>,
-        weight: &Quantized,
-        book: &Codebook,
+        four_bit: &FourBit,
         x: Few<'_>,
     ) {
+        let FourBit { weight, book } = four_bit;
         let (depth, shift) = (self.depth, weight.block_size().trailing_zeros());
         let first_block = (rows.start * depth) >> shift;
         let blocks = (rows.end * depth).div_ceil(weight.block_size()) - first_block;

@@ -6,7 +6,6 @@ mod attention;
 mod decode;
 mod dropout;
 mod elementwise;
-mod gemm;
 mod layout;
 mod loss;
 mod matvec;
@@ -35,7 +34,7 @@ use crate::spec::{
     Write,
 };
 use crate::{Error, Result};
-pub use gemm::MatmulKernel;
+pub use microkernel::MatmulKernel;
 use scratch::Scratch;
 pub use weight::CpuWeight;
 

@@ -117,7 +117,7 @@ impl<'a, E: Element> Left<'a, E> {
     }
 
     /// The rows from `row` on.
-    pub fn from_row(&self, row: usize) -> &[E] {
+    pub fn rows_from(&self, row: usize) -> &[E] {
         let values: &[E] = match &self.values {
             LeftValues::Borrowed(values) => values,
             LeftValues::Owned(buffer) => &buffer[..],
@@ -170,7 +170,7 @@ pub(super) unsafe fn multiply_block<K: Kernel>(
                 let len = panels_len::<K>(piece.depth.len(), cols.len());
                 used += len;
                 Operand {
-                    left: &factor.left.from_row(rows.start)[piece.depth.start..],
+                    left: &factor.left.rows_from(rows.start)[piece.depth.start..],
                     stride: factor.left.stride,
                     panels: &panels[used - len..used],
                     depth: padded_depth::<K>(piece.depth.len()),

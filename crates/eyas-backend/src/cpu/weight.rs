@@ -33,7 +33,14 @@ pub(super) enum Elements {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
     F16(Vec<f16>),
-    FourBit { weight: Quantized, book: Codebook },
+    FourBit(Box<FourBit>),
+}
+
+/// A weight in 4-bit blocks, with what its codes stand for.
+#[derive(Debug)]
+pub(super) struct FourBit {
+    pub weight: Quantized,
+    pub book: Codebook,
 }
 
 impl CpuWeight {
@@ -66,7 +73,7 @@ impl CpuWeight {
 
     pub(super) fn from_quantized(weight: Quantized) -> Result<Self> {
         let (rows, cols, book) = (weight.rows(), weight.cols(), Codebook::new(weight.levels()));
-        Ok(Self { rows, cols, elements: Elements::FourBit { weight, book } })
+        Ok(Self { rows, cols, elements: Elements::FourBit(Box::new(FourBit { weight, book })) })
     }
 
     /// Rows: output features.
@@ -85,7 +92,7 @@ impl CpuWeight {
             Elements::F32(values) => size_of_val(values.as_slice()) as u64,
             Elements::Bf16(values) => size_of_val(values.as_slice()) as u64,
             Elements::F16(values) => size_of_val(values.as_slice()) as u64,
-            Elements::FourBit { weight, .. } => weight.bytes() as u64,
+            Elements::FourBit(four_bit) => four_bit.weight.bytes() as u64,
         }
     }
 
@@ -130,7 +137,8 @@ impl CpuWeight {
             Elements::F32(values) => out.copy_from_slice(&values[first..first + out.len()]),
             Elements::Bf16(values) => widen_bf16(&values[first..first + out.len()], out),
             Elements::F16(values) => values[first..first + out.len()].convert_to_f32_slice(out),
-            Elements::FourBit { weight, book } => {
+            Elements::FourBit(four_bit) => {
+                let FourBit { weight, book } = &**four_bit;
                 let block_size = weight.block_size();
                 let mut scales = [0.0; SCALES];
                 let (mut index, mut done) = (first, 0);
@@ -209,4 +217,72 @@ fn convert<T>(matrix: HostMatrix<'_>, extend: impl Fn(&[f32], &mut Vec<T>)) -> R
         extend(piece, &mut out);
     }
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use eyas_quant::QuantConfig;
+
+    use super::*;
+
+    /// Little-endian bytes that begin at an odd address.
+    fn unaligned<T: bytemuck::Pod>(values: &[T]) -> Vec<u8> {
+        let mut bytes = vec![0];
+        bytes.extend_from_slice(bytemuck::cast_slice(values));
+        bytes
+    }
+
+    fn read(weight: &CpuWeight) -> Vec<f32> {
+        let mut values = Vec::new();
+        weight.read_rows(0..weight.rows(), &mut values).unwrap();
+        values
+    }
+
+    #[test]
+    fn every_type_is_loaded_from_bytes_of_any_alignment() {
+        let (rows, cols) = (3, 100);
+        // Exact in every type.
+        let values: Vec<f32> = (0..rows * cols).map(|i| ((i * 37) % 255) as f32 / 128.0 - 1.0).collect();
+        let halves: Vec<f16> = values.iter().map(|&v| f16::from_f32(v)).collect();
+        let brains: Vec<bf16> = values.iter().map(|&v| bf16::from_f32(v)).collect();
+        let four_bit = Storage::Quantised(QuantConfig::default());
+        let expected = {
+            let host = HostMatrix::from_f32(rows, cols, &values).unwrap();
+            read(&CpuWeight::load(host, four_bit).unwrap())
+        };
+        for (dtype, bytes) in [
+            (Dtype::F32, unaligned(&values)),
+            (Dtype::F16, unaligned(&halves)),
+            (Dtype::Bf16, unaligned(&brains)),
+        ] {
+            let host = HostMatrix { rows, cols, dtype, bytes: &bytes[1..] };
+            for storage in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+                let weight = CpuWeight::load(host, Storage::Dense(storage)).unwrap();
+                assert_eq!(weight.bytes(), (rows * cols * storage.size()) as u64);
+                assert_eq!(read(&weight), values, "{dtype:?} as {storage:?}");
+            }
+            assert_eq!(read(&CpuWeight::load(host, four_bit).unwrap()), expected, "{dtype:?} in 4 bits");
+        }
+    }
+
+    #[test]
+    fn four_bit_rows_are_those_that_the_format_defines() {
+        for (cols, block_size, double_quant) in [(100, 32, true), (75, 64, false), (320, 4096, true)] {
+            let config = QuantConfig { block_size, double_quant, ..QuantConfig::default() };
+            let values: Vec<f32> = (0..40 * cols).map(|i| (i as f32 * 0.7).sin()).collect();
+            let quantized = eyas_quant::quantize(&values, 40, cols, &config).unwrap();
+            let mut expected = vec![0.0f32; values.len()];
+            quantized.dequantize_into(&mut expected).unwrap();
+            let bytes = quantized.bytes() as u64;
+            let weight = CpuWeight::from_quantized(quantized).unwrap();
+            assert_eq!(read(&weight), expected);
+            assert_eq!(weight.bytes(), bytes);
+            let mut part = vec![0.0; 9];
+            weight.read(7, 33, &mut part);
+            assert_eq!(part, expected[7 * cols + 33..][..9]);
+        }
+        let weight =
+            CpuWeight::load(HostMatrix::from_f32(1, 2, &[1.0, 2.0]).unwrap(), Storage::Dense(Dtype::F32));
+        assert!(weight.unwrap().read_rows(0..2, &mut Vec::new()).is_err());
+    }
 }

@@ -69,7 +69,7 @@ pub(super) fn thin_products<K: Kernel>(
             let operand = match &own {
                 Some(own) => Operand { left: own, stride: depth, panels, depth },
                 None => Operand {
-                    left: thin.left.from_row(rows.start),
+                    left: thin.left.rows_from(rows.start),
                     stride: thin.left.stride(),
                     panels,
                     depth,
