@@ -1,0 +1,146 @@
+//! Adapters to and from PEFT: the Rust half of `tools/interop.py`.
+//!
+//! ```text
+//! interop train BASE ADAPTER LOGITS    trains an adapter and writes the logits that it gives
+//! interop check BASE ADAPTER LOGITS    loads an adapter and compares its logits with those in the file
+//! ```
+//!
+//! LOGITS is a safetensors file: `input_ids` [T], `cu_seqlens` [sequences + 1], `logits` f32 [T, vocab].
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use eyas_backend::{Backend, CpuBackend, CpuOptions, Dtype, FlatBatch, MatmulKernel};
+use eyas_checkpoint::{Checkpoint, TensorDtype, TensorView, write_safetensors};
+use eyas_data::Example;
+use eyas_model::{
+    ActiveAdapter, DeviceBatch, LoadOptions, LoraAdapter, MemoryPlan, Model, ModelSource, Workspace,
+};
+use eyas_train::{Event, Job, Recipe, Trainer};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [mode, base, adapter, logits] = args.as_slice() else {
+        return Err("usage: interop train|check BASE ADAPTER LOGITS".into());
+    };
+    let backend = CpuBackend::new(CpuOptions { matmul: Some(MatmulKernel::F32) })?;
+    let source = ModelSource::open(Path::new(base))?;
+    let options = LoadOptions { quantize: None, positions: 64 };
+    let model = source.load(&backend, options, &mut |_, _| {})?;
+    match mode.as_str() {
+        "train" => train(&backend, &model, base, Path::new(adapter), Path::new(logits)),
+        "check" => check(&backend, &model, Path::new(adapter), Path::new(logits)),
+        other => Err(format!("`{other}` is neither train nor check").into()),
+    }
+}
+
+/// A few real steps on random rows, so that both matrices of every update have moved.
+fn train(
+    backend: &CpuBackend,
+    model: &Model<CpuBackend>,
+    base: &str,
+    out: &Path,
+    logits: &Path,
+) -> Result<()> {
+    let vocab = model.decoder().vocab_size as u32;
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    let rows: Vec<Example> = (0..8)
+        .map(|row| {
+            let input_ids: Vec<u32> = (0..5 + row).map(|_| rng.random_range(1..vocab)).collect();
+            Example { target_mask: vec![true; input_ids.len()], input_ids }
+        })
+        .collect();
+    let text = format!(
+        "model_name_or_path = {base:?}\noutput_dir = {out:?}\noverwrite_output_dir = true\n\
+         load_in_4bit = false\nr = 4\nlora_alpha = 8\nlora_dropout = 0.1\nlearning_rate = 1e-2\n\
+         max_steps = 6\nper_device_train_batch_size = 4\nsave_steps = 0\n"
+    );
+    let recipe = Recipe::parse("interop", &text)?;
+    let job = Job {
+        backend,
+        model,
+        recipe: &recipe,
+        train: &rows,
+        eval: &[],
+        free_memory: None,
+        extra_files: Vec::new(),
+    };
+    Trainer::new(job)?.run(&mut |_: &Event<'_>| {}, &AtomicBool::new(false))?;
+
+    let mut batch = FlatBatch::new();
+    for row in &rows[..3] {
+        batch.push(&row.input_ids, &vec![0; row.input_ids.len()])?;
+    }
+    let values = run(backend, model, &LoraAdapter::load(out, model.decoder())?, &batch)?;
+    let as_i32 =
+        |values: &[u32]| values.iter().flat_map(|v| (*v as i32).to_le_bytes()).collect::<Vec<u8>>();
+    let (ids, bounds) = (as_i32(batch.input_ids()), as_i32(batch.cu_seqlens()));
+    let floats: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let tensors = [
+        TensorView { name: "input_ids", shape: &[batch.tokens()], dtype: TensorDtype::I32, data: &ids },
+        TensorView {
+            name: "cu_seqlens",
+            shape: &[batch.sequences() + 1],
+            dtype: TensorDtype::I32,
+            data: &bounds,
+        },
+        TensorView {
+            name: "logits",
+            shape: &[batch.tokens(), vocab as usize],
+            dtype: TensorDtype::F32,
+            data: &floats,
+        },
+    ];
+    write_safetensors(logits, &tensors, &BTreeMap::new())?;
+    Ok(())
+}
+
+fn check(backend: &CpuBackend, model: &Model<CpuBackend>, adapter: &Path, logits: &Path) -> Result<()> {
+    let file = Checkpoint::open(logits)?;
+    let integers = |name: &str| -> Result<Vec<u32>> {
+        let size = file.info(name)?.dtype.block_bytes();
+        let bytes = file.read_bytes(name)?;
+        Ok(bytes.chunks_exact(size).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    };
+    let (ids, bounds) = (integers("input_ids")?, integers("cu_seqlens")?);
+    let mut expected = Vec::new();
+    file.read_f32("logits", &mut expected)?;
+    let mut batch = FlatBatch::new();
+    for window in bounds.windows(2) {
+        let ids = &ids[window[0] as usize..window[1] as usize];
+        batch.push(ids, &vec![0; ids.len()])?;
+    }
+    let actual = run(backend, model, &LoraAdapter::load(adapter, model.decoder())?, &batch)?;
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let difference = norm(&mut actual.iter().zip(&expected).map(|(a, e)| f64::from(*a) - f64::from(*e)));
+    let error = difference / norm(&mut expected.iter().map(|e| f64::from(*e)));
+    println!("relative difference of the logits: {error:.1e}");
+    // Not a number must fail too.
+    if error <= 1e-5 { Ok(()) } else { Err("the logits differ by more than 1e-5".into()) }
+}
+
+/// Logits of every token.
+fn run(
+    backend: &CpuBackend,
+    model: &Model<CpuBackend>,
+    adapter: &LoraAdapter,
+    batch: &FlatBatch,
+) -> Result<Vec<f32>> {
+    let mut device = DeviceBatch::new(backend, batch.tokens(), batch.sequences())?;
+    device.load(backend, batch)?;
+    let plan = MemoryPlan::forward_only(batch.tokens(), batch.sequences(), batch.tokens());
+    let mut workspace = Workspace::new(backend, model.decoder(), Some(&adapter.layout), plan)?;
+    let mut params = backend.zeros(Dtype::F32, 1, adapter.params.len())?;
+    backend.upload(&adapter.params, &mut params)?;
+    let active = ActiveAdapter { layout: &adapter.layout, params: &params, dropout: None };
+    model.forward(backend, &device, Some(active), &mut workspace)?;
+    let mut all = Vec::new();
+    model.target_logits(backend, &device, &mut workspace, |_, rows| all.extend_from_slice(rows))?;
+    Ok(all)
+}
