@@ -1,8 +1,8 @@
 //! Text generation: key/value cache, sampling, streaming, comparison of base and adapter.
 //!
 //! An [`Engine`] decodes token by token for several sequences at once; a [`Generator`] puts a tokenizer before it.
-//! [`ChatSession`] remembers turns and makes prompts, [`postprocess`] tidies answers, [`compare`] sets base and
-//! adapter side by side, and [`evaluate`] measures the loss on held-out rows.
+//! [`ChatSession`] remembers turns and makes prompts, [`Tidy`] tidies answers, [`compare()`] sets base and
+//! adapter side by side, and [`Evaluator`] measures the loss on held-out rows.
 
 pub mod compare;
 pub mod conversation;

@@ -12,7 +12,7 @@
 mod sentence;
 mod stream;
 
-use sentence::{ends, follows_sentence, has_words, is_list_number, list_marker, sentence_starts};
+use sentence::{ends, has_words, list_marker, sentence_starts, stray_number};
 pub use stream::TidyStream;
 
 /// The line that the recipe puts between the turns it remembers and the new question.
@@ -260,11 +260,7 @@ fn dangling(text: &str) -> Option<usize> {
     if list_marker(&text[line..]).is_some_and(|marker| !has_words(&text[line + marker..])) {
         return Some(line);
     }
-    // "Sleep well. 3."
-    let number = text.strip_suffix(['.', ')'])?;
-    let before = number.trim_end_matches(|c: char| c.is_ascii_digit());
-    let is_stray = is_list_number(&number[before.len()..]) && follows_sentence(before);
-    is_stray.then_some(before.trim_end().len())
+    stray_number(text)
 }
 
 #[cfg(test)]

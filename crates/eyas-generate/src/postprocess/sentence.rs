@@ -100,15 +100,23 @@ fn is_no_end(text: &str, stop: usize, end: usize) -> bool {
 }
 
 /// Whether a text is a sentence, by its last mark, and space after it: where a number of a list may stand.
-pub(super) fn follows_sentence(text: &str) -> bool {
+fn follows_sentence(text: &str) -> bool {
     let sentence = text.trim_end();
     let mark = sentence.trim_end_matches(CLOSERS).chars().next_back();
     sentence.len() < text.len()
         && mark.is_some_and(|mark| TERMINATORS.contains(&mark) || FULL_WIDTH.contains(&mark))
 }
 
-pub(super) fn is_list_number(word: &str) -> bool {
+fn is_list_number(word: &str) -> bool {
     (1..=2).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Where a sentence ends that only a list number follows: "Sleep well. 3."
+pub(super) fn stray_number(text: &str) -> Option<usize> {
+    let number = text.strip_suffix(['.', ')'])?;
+    let before = number.trim_end_matches(|c: char| c.is_ascii_digit());
+    let is_stray = is_list_number(&number[before.len()..]) && follows_sentence(before);
+    is_stray.then_some(before.trim_end().len())
 }
 
 /// Bytes of the list marker at the start of a line, with the spaces and emphasis around it: "2.", "3)", "a.", "-", "•",
@@ -158,6 +166,7 @@ fn item_ends(text: &str) -> Vec<usize> {
         }
         let item = list_marker(content).map(|marker| &content[marker..]).filter(|item| {
             has_words(item)
+                && stray_number(content).is_none()
                 && !item
                     .trim_end_matches(CLOSERS)
                     .ends_with(['.', '!', '?', '…', '。', '！', '？', ':', ',', ';', '：', '，'])

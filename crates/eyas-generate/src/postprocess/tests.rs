@@ -29,6 +29,7 @@ const CASES: &[(&str, &str, &str)] = &[
     ("a dangling bullet", "- Walk.\n- Sleep.\n-", "- Walk.\n- Sleep."),
     ("a dangling bold number", "1. Walk.\n**2.", "1. Walk."),
     ("a dangling number inside a line", "1. Walk. 2. Sleep. 3.", "1. Walk. 2. Sleep."),
+    ("numbers that dangle one after another", "1. Walk\n- Rest. 3. 12)", "1. Walk\n- Rest."),
     ("a number that ends a sentence", "Rate it from 1 to 10.", "Rate it from 1 to 10."),
     ("an unfinished sentence", "It helps to talk. A friend may", "It helps to talk."),
     ("one unfinished sentence", "It helps to talk to a", "It helps to talk to a"),
