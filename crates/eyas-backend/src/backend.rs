@@ -8,8 +8,8 @@ use eyas_quant::Quantized;
 use crate::Result;
 use crate::batch::FlatBatch;
 use crate::spec::{
-    Activation, Adapter, AdamW, AttentionSpec, Dtype, HostMatrix, NormSpec, Projection, QkvLayout, Rope, Storage,
-    Write,
+    Activation, AdamW, Adapter, AttentionSpec, Dtype, HostMatrix, NormSpec, Projection, QkvLayout, Rope,
+    Storage, Write,
 };
 
 /// A dense row-major matrix on a device.
@@ -69,7 +69,8 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
     /// Bytes a weight takes on the device.
     fn weight_bytes(&self, weight: &Self::Weight) -> u64;
     /// Reads rows of a frozen weight back as `f32`, dequantised, as the operations see them.
-    fn download_weight(&self, weight: &Self::Weight, rows: Range<usize>, values: &mut Vec<f32>) -> Result<()>;
+    fn download_weight(&self, weight: &Self::Weight, rows: Range<usize>, values: &mut Vec<f32>)
+    -> Result<()>;
     /// Room for a batch of at most this many tokens and sequences.
     fn new_batch(&self, max_tokens: usize, max_sequences: usize) -> Result<Self::Batch>;
     /// Replaces the batch on the device.
@@ -218,7 +219,13 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
     // --- MLP ---
 
     /// The activation, row by row: `x` `[tokens, F * fan_in]`, `y` `[tokens, F]`.
-    fn activation(&self, tokens: usize, kind: Activation, x: &Self::Tensor, y: &mut Self::Tensor) -> Result<()>;
+    fn activation(
+        &self,
+        tokens: usize,
+        kind: Activation,
+        x: &Self::Tensor,
+        y: &mut Self::Tensor,
+    ) -> Result<()>;
     /// Input gradient of [`Backend::activation`]: `dy` `[tokens, F]`, sets `dx` `[tokens, F * fan_in]`.
     fn activation_backward(
         &self,

@@ -17,6 +17,6 @@ pub use batch::{FlatBatch, IGNORE_INDEX};
 pub use cpu::{CpuBackend, CpuOptions, MatmulKernel};
 pub use error::{Error, Result};
 pub use spec::{
-    Activation, Adapter, AdamW, AttentionSpec, Dropout, Dtype, HostMatrix, Linear, LoraSlot, NormKind, NormSpec,
-    Projection, QkvLayout, Rope, Storage, Write,
+    Activation, AdamW, Adapter, AttentionSpec, Dropout, Dtype, HostMatrix, Linear, LoraSlot, NormKind,
+    NormSpec, Projection, QkvLayout, Rope, Storage, Write,
 };

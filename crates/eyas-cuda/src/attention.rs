@@ -37,17 +37,27 @@ pub(crate) struct Bias {
 }
 
 /// Checks what every attention is told; `positions` is how many positions keys have.
-pub(crate) fn check_spec(op: &'static str, spec: &AttentionSpec<CudaBackend>, positions: usize) -> Result<Bias> {
+pub(crate) fn check_spec(
+    op: &'static str,
+    spec: &AttentionSpec<CudaBackend>,
+    positions: usize,
+) -> Result<Bias> {
     check_layout(op, &spec.layout)?;
     if spec.layout.head_dim > MAX_HEAD_DIM {
         let dim = spec.layout.head_dim;
-        return Err(Error::Shape { op, reason: format!("heads of {dim}; at most {MAX_HEAD_DIM} are supported") });
+        return Err(Error::Shape {
+            op,
+            reason: format!("heads of {dim}; at most {MAX_HEAD_DIM} are supported"),
+        });
     }
     let columns = spec.alibi.as_ref().map_or(0, |table| table.shape().1);
     if let Some(table) = &spec.alibi {
         check(op, "alibi", table, spec.layout.heads, columns, Dtype::F32)?;
         if columns < positions {
-            return Err(Error::Shape { op, reason: format!("alibi covers {columns} of {positions} positions") });
+            return Err(Error::Shape {
+                op,
+                reason: format!("alibi covers {columns} of {positions} positions"),
+            });
         }
     }
     Ok(Bias {
@@ -65,14 +75,25 @@ pub(crate) fn attention_arg(
     positions: usize,
 ) -> Result<AttentionArg> {
     let Bias { window, alibi, alibi_positions } = check_spec(op, spec, positions)?;
-    Ok(AttentionArg { layout: LayoutArg::from(&spec.layout), scale: spec.scale, window, alibi_positions, alibi })
+    Ok(AttentionArg {
+        layout: LayoutArg::from(&spec.layout),
+        scale: spec.scale,
+        window,
+        alibi_positions,
+        alibi,
+    })
 }
 
 impl CudaBackend {
     /// Whether the flash kernels do this layout: they read and write 16 bytes at a time.
     pub(crate) fn has_flash(&self, layout: &QkvLayout) -> bool {
-        let columns =
-            [layout.head_dim, layout.query_group_stride, layout.key_offset, layout.value_offset, layout.kv_stride];
+        let columns = [
+            layout.head_dim,
+            layout.query_group_stride,
+            layout.key_offset,
+            layout.value_offset,
+            layout.kv_stride,
+        ];
         self.dtype != Dtype::F32 && columns.iter().all(|column| column.is_multiple_of(8))
     }
 

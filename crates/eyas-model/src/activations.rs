@@ -189,7 +189,12 @@ impl<B: Backend> Workspace<B> {
     ///
     /// # Errors
     /// When the device has no room.
-    pub fn new(backend: &B, decoder: &Decoder, layout: Option<&LoraLayout>, plan: MemoryPlan) -> Result<Self> {
+    pub fn new(
+        backend: &B,
+        decoder: &Decoder,
+        layout: Option<&LoraLayout>,
+        plan: MemoryPlan,
+    ) -> Result<Self> {
         let tokens = plan.max_tokens;
         let trains = plan.trains();
         let blocks = decoder.blocks();

@@ -223,7 +223,8 @@ fn read_config(config: &Config) -> Result<LoraConfig> {
     ];
     for key in UNSUPPORTED {
         if let Some((_, value)) = config.get(&[key]) {
-            let empty = value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(Map::is_empty);
+            let empty =
+                value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(Map::is_empty);
             if !empty {
                 return Err(config.error(key, format!("is {value}; eyas does not support it")));
             }
@@ -233,8 +234,9 @@ fn read_config(config: &Config) -> Result<LoraConfig> {
         r: config.size(&["r"], 1 << 16)?,
         lora_alpha: config.positive(&["lora_alpha"])?.unwrap_or(8.0),
         lora_dropout: typed(config, "lora_dropout")?.unwrap_or(0.0),
-        target_modules: typed(config, "target_modules")?
-            .ok_or_else(|| config.error("target_modules", "is missing; it says which layers the adapter changes"))?,
+        target_modules: typed(config, "target_modules")?.ok_or_else(|| {
+            config.error("target_modules", "is missing; it says which layers the adapter changes")
+        })?,
         exclude_modules: typed(config, "exclude_modules")?,
         use_rslora: config.flag("use_rslora", false)?,
         rank_pattern: typed(config, "rank_pattern")?.unwrap_or_default(),
@@ -246,7 +248,8 @@ fn typed<T: serde::de::DeserializeOwned>(config: &Config, key: &str) -> Result<O
     config
         .get(&[key])
         .map(|(_, value)| {
-            serde_json::from_value(value.clone()).map_err(|error| config.error(key, format!("is {value}: {error}")))
+            serde_json::from_value(value.clone())
+                .map_err(|error| config.error(key, format!("is {value}: {error}")))
         })
         .transpose()
 }

@@ -166,7 +166,7 @@ impl<B: Backend> Block<B> {
         &self,
         pass: &BlockPass<'_, B>,
         x: &B::Tensor,
-        mut y: Option<&mut B::Tensor>,
+        y: Option<&mut B::Tensor>,
         kept: &mut BlockActivations<B>,
         hidden: &mut Hidden<B>,
         scratch: &mut Scratch<B>,
@@ -191,13 +191,13 @@ impl<B: Backend> Block<B> {
                     low_rank,
                     Write::Add,
                 )?;
-                if let Some(y) = y.as_deref_mut() {
+                if let Some(y) = y {
                     backend.copy(tokens, middle, y)?;
                 }
                 self.norm2(pass, middle, scratch)?;
             }
             _ => {
-                if let Some(y) = y.as_deref_mut() {
+                if let Some(y) = y {
                     backend.copy(tokens, x, y)?;
                     backend.project(
                         tokens,
@@ -322,7 +322,15 @@ impl<B: Backend> Block<B> {
                 backend.head_norm(tokens, layout, eps, raw, query, key, &mut kept.qkv)?;
             }
             _ => {
-                backend.project(tokens, &self.qkv, adapter, &scratch.normed, &mut kept.qkv, low_rank, Write::Set)?;
+                backend.project(
+                    tokens,
+                    &self.qkv,
+                    adapter,
+                    &scratch.normed,
+                    &mut kept.qkv,
+                    low_rank,
+                    Write::Set,
+                )?;
             }
         }
         if let Some(rope) = pass.rope {

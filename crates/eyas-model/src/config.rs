@@ -43,7 +43,8 @@ impl Config {
 
     /// The value under the first of `keys` that is there and not null.
     pub fn get<'k>(&self, keys: &[&'k str]) -> Option<(&'k str, &Value)> {
-        keys.iter().find_map(|&key| self.values.get(key).filter(|value| !value.is_null()).map(|value| (key, value)))
+        keys.iter()
+            .find_map(|&key| self.values.get(key).filter(|value| !value.is_null()).map(|value| (key, value)))
     }
 
     /// A whole number of at least 1 and at most `max`, under the first of `keys` that is there.
@@ -51,7 +52,8 @@ impl Config {
     /// # Errors
     /// When none of them is there, or the value is no such number.
     pub fn size(&self, keys: &[&str], max: usize) -> Result<usize> {
-        self.optional_size(keys, max)?.ok_or_else(|| self.error(keys[0], "is missing; the model's shape needs it"))
+        self.optional_size(keys, max)?
+            .ok_or_else(|| self.error(keys[0], "is missing; the model's shape needs it"))
     }
 
     /// As [`Config::size`], `None` when none of the keys is there.
@@ -65,7 +67,9 @@ impl Config {
             .and_then(|n| usize::try_from(n).ok())
             .filter(|&n| n >= 1 && n <= max)
             .map(Some)
-            .ok_or_else(|| self.error(key, format!("is {value}; a whole number from 1 to {max} was expected")))
+            .ok_or_else(|| {
+                self.error(key, format!("is {value}; a whole number from 1 to {max} was expected"))
+            })
     }
 
     /// A positive, finite number under the first of `keys` that is there.
@@ -134,10 +138,10 @@ impl Config {
     /// Adds values that stand where this object has none: for settings that old files keep at the top.
     pub fn with_defaults_from(mut self, other: &Self, keys: &[&str]) -> Self {
         for &key in keys {
-            if self.get(&[key]).is_none() {
-                if let Some(value) = other.values.get(key) {
-                    self.values.insert(key.into(), value.clone());
-                }
+            if self.get(&[key]).is_none()
+                && let Some(value) = other.values.get(key)
+            {
+                self.values.insert(key.into(), value.clone());
             }
         }
         self

@@ -207,9 +207,9 @@ impl Decoder {
     /// Every linear layer of every block, block by block.
     pub fn all_linears(&self) -> impl Iterator<Item = (usize, ProjectionKind, LinearModule)> + '_ {
         (0..self.blocks()).flat_map(move |block| {
-            ProjectionKind::ALL
-                .into_iter()
-                .flat_map(move |kind| self.linears(block, kind).into_iter().map(move |linear| (block, kind, linear)))
+            ProjectionKind::ALL.into_iter().flat_map(move |kind| {
+                self.linears(block, kind).into_iter().map(move |linear| (block, kind, linear))
+            })
         })
     }
 
@@ -222,16 +222,24 @@ impl Decoder {
     pub fn parameters(&self) -> u64 {
         let hidden = self.hidden_size as u64;
         let table = self.vocab_size as u64 * hidden;
-        let biases: u64 =
-            self.all_linears().filter(|(.., linear)| linear.bias).map(|(.., linear)| linear.out_features as u64).sum();
+        let biases: u64 = self
+            .all_linears()
+            .filter(|(.., linear)| linear.bias)
+            .map(|(.., linear)| linear.out_features as u64)
+            .sum();
         let per_norm = match self.norm.kind {
             eyas_backend::NormKind::LayerNorm => 2 * hidden,
             eyas_backend::NormKind::RmsNorm => hidden,
         };
         let norms_a_block = if self.wiring == Wiring::ParallelOneNorm { 1 } else { 2 };
-        let head_norms = self.attention.head_norm_eps.map_or(0, |_| 2 * self.attention.layout.head_dim as u64);
+        let head_norms =
+            self.attention.head_norm_eps.map_or(0, |_| 2 * self.attention.layout.head_dim as u64);
         let tables = if self.tie_word_embeddings { table } else { 2 * table };
         let blocks = self.blocks() as u64;
-        self.linear_parameters() + biases + tables + (blocks * norms_a_block + 1) * per_norm + blocks * head_norms
+        self.linear_parameters()
+            + biases
+            + tables
+            + (blocks * norms_a_block + 1) * per_norm
+            + blocks * head_norms
     }
 }

@@ -19,7 +19,12 @@ impl<B: Backend> DeviceBatch<B> {
     /// # Errors
     /// When the device has no room.
     pub fn new(backend: &B, max_tokens: usize, max_sequences: usize) -> Result<Self> {
-        Ok(Self { on_device: backend.new_batch(max_tokens, max_sequences)?, tokens: 0, sequences: 0, targets: 0 })
+        Ok(Self {
+            on_device: backend.new_batch(max_tokens, max_sequences)?,
+            tokens: 0,
+            sequences: 0,
+            targets: 0,
+        })
     }
 
     /// Replaces the batch.

@@ -107,7 +107,11 @@ impl ModelSource {
         if divisors.len() != rope.dim / 2 || divisors.iter().any(|&d| !d.is_finite() || d <= 0.0) {
             return Err(Error::Weights {
                 tensor: DIVISORS.into(),
-                reason: format!("has {} values; {} positive ones were expected", divisors.len(), rope.dim / 2),
+                reason: format!(
+                    "has {} values; {} positive ones were expected",
+                    divisors.len(),
+                    rope.dim / 2
+                ),
             });
         }
         rope.scaling = RopeScaling::Divisors(divisors);
@@ -212,10 +216,7 @@ impl ModelSource {
     /// The stored name of a weight that bitsandbytes quantised.
     fn quantized_key(&self, name: &str) -> Option<String> {
         let (stored, _) = self.find(name)?;
-        quant_state_keys(&stored)
-            .into_iter()
-            .any(|(_, key)| self.checkpoint.contains(&key))
-            .then_some(stored)
+        quant_state_keys(&stored).into_iter().any(|(_, key)| self.checkpoint.contains(&key)).then_some(stored)
     }
 
     /// Puts the model on a device. `progress` is told the bytes read so far and in all.
@@ -268,9 +269,14 @@ impl<B: Backend> Loader<'_, B> {
         let head = Projection {
             in_features: decoder.hidden_size,
             index: u32::MAX,
-            parts: vec![Linear { weight: self.table(&head_name)?, bias: None, out_features: decoder.vocab_size }],
+            parts: vec![Linear {
+                weight: self.table(&head_name)?,
+                bias: None,
+                out_features: decoder.vocab_size,
+            }],
         };
-        let blocks = (0..decoder.blocks()).map(|index| self.block(&decoder, index)).collect::<Result<Vec<_>>>()?;
+        let blocks =
+            (0..decoder.blocks()).map(|index| self.block(&decoder, index)).collect::<Result<Vec<_>>>()?;
         let final_norm = self.norm(names.final_norm)?;
         let positions = self.options.positions;
         let rope = match &decoder.positions {
@@ -330,7 +336,8 @@ impl<B: Backend> Loader<'_, B> {
             .linears(block, kind)
             .into_iter()
             .map(|linear| {
-                let weight = self.linear(&format!("{}.weight", linear.path), linear.out_features, linear.in_features)?;
+                let weight =
+                    self.linear(&format!("{}.weight", linear.path), linear.out_features, linear.in_features)?;
                 let bias = linear
                     .bias
                     .then(|| self.vector(&format!("{}.bias", linear.path), linear.out_features))

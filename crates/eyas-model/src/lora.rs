@@ -22,13 +22,16 @@ pub enum Modules {
     Names(Vec<String>),
 }
 
+/// Tells whether a module path is meant.
+type Matcher = Box<dyn Fn(&str) -> bool>;
+
 impl Modules {
     /// Every linear layer but the head.
     pub fn all_linear() -> Self {
         Self::Pattern("all-linear".into())
     }
 
-    fn matcher(&self) -> Result<Box<dyn Fn(&str) -> bool>> {
+    fn matcher(&self) -> Result<Matcher> {
         match self {
             Self::Pattern(all) if all == "all-linear" => Ok(Box::new(|_| true)),
             Self::Pattern(pattern) => {
@@ -132,7 +135,8 @@ impl LoraLayout {
                 for linear in decoder.linears(block, kind) {
                     let slot = (is_target(&linear.path) && !is_excluded(&linear.path)).then(|| {
                         let r = first_match(&ranks, &linear.path).copied().unwrap_or(layout.config.r);
-                        let alpha = first_match(&alphas, &linear.path).copied().unwrap_or(layout.config.lora_alpha);
+                        let alpha =
+                            first_match(&alphas, &linear.path).copied().unwrap_or(layout.config.lora_alpha);
                         layout.add(&linear, r, alpha)
                     });
                     slots[kind as usize].push(slot);
@@ -141,8 +145,11 @@ impl LoraLayout {
             layout.slots.push(slots);
         }
         if layout.targets.is_empty() {
-            let known: Vec<String> =
-                decoder.all_linears().take_while(|(block, ..)| *block == 0).map(|(.., linear)| linear.path).collect();
+            let known: Vec<String> = decoder
+                .all_linears()
+                .take_while(|(block, ..)| *block == 0)
+                .map(|(.., linear)| linear.path)
+                .collect();
             return Err(Error::Lora(format!(
                 "target_modules {} matches no linear layer; a block's layers are {}",
                 serde_json::to_string(&layout.config.target_modules).unwrap_or_default(),

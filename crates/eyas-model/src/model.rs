@@ -253,7 +253,9 @@ impl<B: Backend> Model<B> {
                     block.recompute(&pass, x, shared, &mut hidden[index], scratch)?;
                     &*shared
                 }
-                (None, None) => unreachable!("a workspace has shared activations for every block that keeps none"),
+                (None, None) => {
+                    unreachable!("a workspace has shared activations for every block that keeps none")
+                }
             };
             block.backward(&pass, x, kept, &hidden[index], scratch, grads, index > 0)?;
         }

@@ -111,13 +111,15 @@ pub fn alibi_slopes(heads: usize) -> Vec<f32> {
     let series = |count: usize| 2f64.powf(-8.0 / count as f64);
     let (base, fine) = (series(power), series(2 * power));
     (0..heads)
-        .map(|head| {
-            if head < power {
-                base.powi(head as i32 + 1)
-            } else {
-                fine.powi(2 * (head - power) as i32 + 1)
-            }
-        })
+        .map(
+            |head| {
+                if head < power {
+                    base.powi(head as i32 + 1)
+                } else {
+                    fine.powi(2 * (head - power) as i32 + 1)
+                }
+            },
+        )
         .map(|slope| half::bf16::from_f64(slope).to_f32())
         .collect()
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use common::*;
-use eyas_model::{LoraAdapter, LoraConfig, LoraLayout, Modules, ModelSource};
+use eyas_model::{LoraAdapter, LoraConfig, LoraLayout, ModelSource, Modules};
 use tempfile::TempDir;
 
 /// A copy of a fixture that a test may damage.
@@ -130,7 +130,10 @@ fn target_modules_that_match_nothing() {
         ..LoraConfig::default()
     };
     let message = LoraLayout::new(source.decoder(), config).unwrap_err().to_string();
-    assert!(message.contains("query_key_value") && message.contains("model.layers.0.self_attn.q_proj"), "{message}");
+    assert!(
+        message.contains("query_key_value") && message.contains("model.layers.0.self_attn.q_proj"),
+        "{message}"
+    );
 }
 
 #[test]

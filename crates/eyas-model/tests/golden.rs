@@ -82,8 +82,10 @@ fn loss_and_every_gradient_of_an_adapter() {
         let expected = Checkpoint::open(fixture(base).join("gradients.safetensors")).unwrap();
         for target in adapter.layout.targets() {
             let (linear, slot) = (&target.linear, &target.slot);
-            let matrices =
-                [("lora_A", slot.a, slot.r * linear.in_features), ("lora_B", slot.b, slot.r * linear.out_features)];
+            let matrices = [
+                ("lora_A", slot.a, slot.r * linear.in_features),
+                ("lora_B", slot.b, slot.r * linear.out_features),
+            ];
             for (matrix, offset, len) in matrices {
                 let name = format!("base_model.model.{}.{matrix}.weight", linear.path);
                 let actual = &gradient[offset..offset + len];
@@ -101,7 +103,8 @@ fn recomputed_blocks_give_the_same_bits() {
         let model = load(&backend, &fixture(base), Some(QuantConfig::default()));
         let adapter = LoraAdapter::load(&fixture(base).join("adapter"), model.decoder()).unwrap();
         let flat = batch(&golden, "flat");
-        let run = |retain| loss_and_gradient(&backend, &model, &flat, &adapter.layout, &adapter.params, retain);
+        let run =
+            |retain| loss_and_gradient(&backend, &model, &flat, &adapter.layout, &adapter.params, retain);
         assert_eq!(run(Retain::Keep), run(Retain::Recompute), "{base}");
     }
 }
@@ -164,7 +167,8 @@ fn a_checkpoint_that_bitsandbytes_quantised() {
 #[test]
 fn adapters_in_all_their_variants() {
     let backend = backend();
-    for variant in ["lora-rslora", "lora-patterns", "lora-regex", "lora-all-linear", "lora-all-linear-names"] {
+    for variant in ["lora-rslora", "lora-patterns", "lora-regex", "lora-all-linear", "lora-all-linear-names"]
+    {
         let about = json(&format!("{variant}/golden.json"));
         let base = about["base"].as_str().unwrap();
         let model = load(&backend, &fixture(base), None);
@@ -191,7 +195,8 @@ fn all_linear_is_what_peft_makes_of_it() {
         let source = ModelSource::open(&fixture(base)).unwrap();
         let layout = eyas_model::LoraLayout::new(source.decoder(), Default::default()).unwrap();
         let about = json(&format!("{base}/golden.json"));
-        let listed: Vec<&str> = about["all_linear"].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
+        let listed: Vec<&str> =
+            about["all_linear"].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
         for target in layout.targets() {
             let path = &target.linear.path;
             let named = listed.iter().any(|l| path == l || path.ends_with(&format!(".{l}")));

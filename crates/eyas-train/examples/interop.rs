@@ -78,8 +78,7 @@ fn train(
         batch.push(&row.input_ids, &vec![0; row.input_ids.len()])?;
     }
     let values = run(backend, model, &LoraAdapter::load(out, model.decoder())?, &batch)?;
-    let as_i32 =
-        |values: &[u32]| values.iter().flat_map(|v| (*v as i32).to_le_bytes()).collect::<Vec<u8>>();
+    let as_i32 = |values: &[u32]| values.iter().flat_map(|v| (*v as i32).to_le_bytes()).collect::<Vec<u8>>();
     let (ids, bounds) = (as_i32(batch.input_ids()), as_i32(batch.cu_seqlens()));
     let floats: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     let tensors = [

@@ -1,5 +1,6 @@
 //! What can be typed.
 
+use std::num::NonZero;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -8,6 +9,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 #[derive(Debug, Parser)]
 #[command(name = "eyas", version, max_term_width = 100)]
 pub struct Cli {
+    /// Threads; all cores by default
+    #[arg(long, global = true)]
+    pub threads: Option<NonZero<usize>>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -43,9 +47,6 @@ pub struct DemoArgs {
     /// Change a key of the recipe; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Threads; all cores by default
-    #[arg(long)]
-    pub threads: Option<usize>,
 }
 
 /// Options of `train`.
@@ -68,9 +69,6 @@ pub struct TrainArgs {
     /// Change a key of the recipe; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Threads; all cores by default
-    #[arg(long)]
-    pub threads: Option<usize>,
 }
 
 /// Which model, and how it answers.
@@ -95,9 +93,6 @@ pub struct ModelArgs {
     /// Change a key of the recipe, such as temperature; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Threads; all cores by default
-    #[arg(long)]
-    pub threads: Option<usize>,
 }
 
 /// How a question becomes a prompt.

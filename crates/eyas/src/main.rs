@@ -7,8 +7,10 @@ mod interrupt;
 mod progress;
 mod session;
 
+use std::num::NonZero;
 use std::process::ExitCode;
 
+use anyhow::{Context, Result};
 use clap::Parser;
 use cli::{Cli, Command};
 use tracing_subscriber::EnvFilter;
@@ -21,19 +23,29 @@ fn main() -> ExitCode {
         .with_target(false)
         .without_time()
         .init();
-    let result = match cli.command {
-        Command::Demo(args) => commands::demo::run(args),
-        Command::Train(args) => commands::train::run(args),
-        Command::Compare(args) => commands::compare::run(args),
-        Command::Generate(args) => commands::generate::run(args),
-        Command::Chat(args) => commands::chat::run(args),
-        Command::Recipe => commands::recipe::run(),
-    };
-    match result {
+    match threads(cli.threads).and_then(|()| rayon::scope(|_| run(cli.command))) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs a command. It is called on a thread of the pool: otherwise each of the hundreds of operations of a step would
+/// be handed over to one and waited for.
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Demo(args) => commands::demo::run(args),
+        Command::Train(args) => commands::train::run(args),
+        Command::Compare(args) => commands::compare::run(args),
+        Command::Generate(args) => commands::generate::run(args),
+        Command::Chat(args) => commands::chat::run(args),
+        Command::Recipe => commands::recipe::run(),
+    }
+}
+
+fn threads(threads: Option<NonZero<usize>>) -> Result<()> {
+    let count = threads.map_or(0, NonZero::get);
+    rayon::ThreadPoolBuilder::new().num_threads(count).build_global().context("the threads cannot be started")
 }

@@ -46,7 +46,9 @@ fn hidden_unless_terminal(total: u64) -> ProgressBar {
 }
 
 fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━━─")
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("━━─")
 }
 
 /// Shows a training run: a bar with loss, rate, time left and memory.
@@ -54,6 +56,10 @@ pub struct TrainBar {
     bar: ProgressBar,
     terminal: bool,
     evaluation: Option<ProgressBar>,
+    /// Steps of the run, those taken before a resumption included.
+    max_steps: u64,
+    global_step: u64,
+    /// Steps, tokens and seconds of this process.
     steps: u64,
     tokens: u64,
     seconds: f64,
@@ -69,6 +75,8 @@ impl TrainBar {
             bar: ProgressBar::hidden(),
             terminal: std::io::stderr().is_terminal(),
             evaluation: None,
+            max_steps: 0,
+            global_step: 0,
             steps: 0,
             tokens: 0,
             seconds: 0.0,
@@ -85,29 +93,32 @@ impl TrainBar {
     fn message(&self) -> String {
         let loss = self.loss.map_or_else(|| "loss -".into(), |loss| format!("loss {loss:.3}"));
         let rate = if self.seconds > 0.0 { self.tokens as f64 / self.seconds } else { 0.0 };
-        let memory = resident_memory().map_or_else(String::new, |bytes| format!(", {}", display_bytes(bytes)));
+        let memory =
+            resident_memory().map_or_else(String::new, |bytes| format!(", {}", display_bytes(bytes)));
         format!("{loss}, {rate:.0} tokens/s{memory}")
     }
 
     fn time_left(&self) -> String {
-        let Some(total) = self.bar.length().filter(|_| self.steps > 0) else { return "-".into() };
-        let a_step = self.seconds / self.steps as f64;
-        let done = self.bar.position() as f64 / MICRO as f64;
-        let left = (total as f64 / MICRO as f64 - done) * a_step;
-        let left = Duration::from_secs_f64(left.max(0.0)).as_secs();
+        if self.steps == 0 {
+            return "-:-- left".into();
+        }
+        let (done, of) = self.micro_batches;
+        let steps_left = (self.max_steps - self.global_step) as f64 - done as f64 / of.max(1) as f64;
+        let left = (steps_left.max(0.0) * self.seconds / self.steps as f64).round() as u64;
         format!("{}:{:02} left", left / 60, left % 60)
     }
 
-    fn place(&self, global_step: u64) {
+    fn place(&mut self, global_step: u64) {
+        self.global_step = global_step;
         let (done, of) = self.micro_batches;
-        self.bar.set_position(global_step * MICRO + MICRO * done as u64 / of.max(1) as u64);
+        self.bar.set_position(global_step * TICKS + TICKS * done as u64 / of.max(1) as u64);
         self.bar.set_prefix(self.time_left());
         self.bar.set_message(self.message());
     }
 }
 
 /// Ticks of the bar a step, so that it moves with micro-batches too.
-const MICRO: u64 = 1000;
+const TICKS: u64 = 1000;
 
 impl Observer for TrainBar {
     fn event(&mut self, event: &Event<'_>) {
@@ -130,16 +141,16 @@ impl Observer for TrainBar {
                     eprintln!("going on from {} (step {})", folder.display(), summary.global_step);
                 }
                 eprintln!("{}", summary.plan);
-                self.bar = hidden_unless_terminal(summary.max_steps * MICRO);
+                self.max_steps = summary.max_steps;
+                self.bar = hidden_unless_terminal(summary.max_steps * TICKS);
                 self.bar.set_style(style("{prefix} {wide_bar:.green/dim} {msg}"));
                 self.place(summary.global_step);
             }
             Event::Warning(text) => self.say(&format!("warning: {text}")),
             Event::MicroBatch { done, of } => {
                 self.micro_batches = (*done, *of);
-                let step = self.bar.position() / MICRO;
                 if done < of {
-                    self.place(step);
+                    self.place(self.global_step);
                 }
             }
             Event::Step(report) => {

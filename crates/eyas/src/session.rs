@@ -37,18 +37,11 @@ pub fn recipe(name: &str) -> Result<Recipe> {
     Ok(Recipe::read(Path::new(name))?)
 }
 
-/// Sets up the threads and the processor as a backend.
+/// The processor as a backend.
 ///
 /// # Errors
 /// When the recipe asks for a type of activations that the processor does not compute in.
-pub fn cpu(recipe: &Recipe, threads: Option<usize>) -> Result<CpuBackend> {
-    if let Some(threads) = threads {
-        if threads == 0 {
-            bail!("--threads is 0; at least one is needed");
-        }
-        // An error means that a pool exists already, which only tests do.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    }
+pub fn cpu(recipe: &Recipe) -> Result<CpuBackend> {
     let wanted = match recipe.compute_dtype() {
         Some(eyas_backend::Dtype::F32) => Some(MatmulKernel::F32),
         _ => None,
@@ -83,7 +76,8 @@ impl Files {
                 (Tokenizer::from_gguf(file, metadata)?, ChatTemplate::from_gguf(metadata)?)
             }
             None => {
-                let folder = if path.is_dir() { path.as_path() } else { path.parent().unwrap_or(Path::new(".")) };
+                let folder =
+                    if path.is_dir() { path.as_path() } else { path.parent().unwrap_or(Path::new(".")) };
                 (Tokenizer::from_folder(folder)?, ChatTemplate::from_folder(folder)?)
             }
         };
@@ -143,9 +137,8 @@ impl Settings {
                 )
             }
             Some(folder) => Some(folder.clone()),
-            None if args.model.is_none() => {
-                Some(PathBuf::from(DEMO)).filter(|folder| folder.join(eyas_model::adapter::CONFIG_FILE).is_file())
-            }
+            None if args.model.is_none() => Some(PathBuf::from(DEMO))
+                .filter(|folder| folder.join(eyas_model::adapter::CONFIG_FILE).is_file()),
             None => None,
         };
         let own = adapter.as_ref().map(|folder| folder.join(RECIPE_FILE)).filter(|file| file.is_file());
@@ -173,7 +166,8 @@ impl Settings {
     /// # Errors
     /// When the model has no chat template and one is needed.
     pub fn format(&self, files: &Files) -> Result<PromptFormat> {
-        let template = || files.template.clone().map(|template| PromptFormat::ChatTemplate(Box::new(template)));
+        let template =
+            || files.template.clone().map(|template| PromptFormat::ChatTemplate(Box::new(template)));
         let trained_on_template =
             self.adapter.is_none() || self.recipe.data.prompt_format != PromptStyle::HumanAssistant;
         Ok(match self.prompt {
@@ -209,7 +203,8 @@ pub fn sampling(recipe: &Recipe, seed: u64) -> SamplingParams {
 fn base_model(adapter: &Path) -> Result<String> {
     let path = adapter.join(eyas_model::adapter::CONFIG_FILE);
     let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let config: serde_json::Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    let config: serde_json::Value =
+        serde_json::from_str(&text).with_context(|| path.display().to_string())?;
     match config["base_model_name_or_path"].as_str() {
         Some(name) if !name.is_empty() => Ok(name.to_owned()),
         _ => bail!("{} does not name its base model; give it with --model", path.display()),

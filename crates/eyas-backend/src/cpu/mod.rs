@@ -30,8 +30,8 @@ use rayon::prelude::*;
 use crate::backend::{Backend, DeviceTensor};
 use crate::batch::{FlatBatch, IGNORE_INDEX};
 use crate::spec::{
-    Activation, Adapter, AdamW, AttentionSpec, Dtype, HostMatrix, NormSpec, Projection, QkvLayout, Rope, Storage,
-    Write,
+    Activation, AdamW, Adapter, AttentionSpec, Dtype, HostMatrix, NormSpec, Projection, QkvLayout, Rope,
+    Storage, Write,
 };
 use crate::{Error, Result};
 pub use microkernel::MatmulKernel;
@@ -136,10 +136,11 @@ impl Backend for CpuBackend {
     }
 
     fn zeros(&self, _dtype: Dtype, rows: usize, cols: usize) -> Result<CpuTensor> {
-        let len = rows.checked_mul(cols).filter(|n| n.checked_mul(4).is_some()).ok_or_else(|| Error::Shape {
-            op: "zeros",
-            reason: format!("{rows} x {cols} elements are more than memory can address"),
-        })?;
+        let len =
+            rows.checked_mul(cols).filter(|n| n.checked_mul(4).is_some()).ok_or_else(|| Error::Shape {
+                op: "zeros",
+                reason: format!("{rows} x {cols} elements are more than memory can address"),
+            })?;
         let mut data = Vec::new();
         data.try_reserve_exact(len).map_err(|_| Error::OutOfMemory {
             device: "CPU".into(),
@@ -207,7 +208,12 @@ impl Backend for CpuBackend {
         into.batch.clone_from(batch);
         into.target_rows.clear();
         into.target_rows.extend(
-            batch.targets().iter().enumerate().filter(|&(_, &t)| t != IGNORE_INDEX).map(|(row, _)| row as u32),
+            batch
+                .targets()
+                .iter()
+                .enumerate()
+                .filter(|&(_, &t)| t != IGNORE_INDEX)
+                .map(|(row, _)| row as u32),
         );
         Ok(())
     }

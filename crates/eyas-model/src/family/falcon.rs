@@ -31,8 +31,10 @@ pub(super) fn describe(config: &Config) -> Result<Decoder> {
     let multi_query = config.flag("multi_query", true)?;
     let layout = if new_architecture {
         let kv_heads = config.optional_size(&["num_kv_heads", "n_head_kv"], MAX_HEADS)?.unwrap_or(heads);
-        if heads % kv_heads != 0 {
-            return Err(config.error("num_kv_heads", format!("{kv_heads} does not divide the {heads} query heads")));
+        if !heads.is_multiple_of(kv_heads) {
+            return Err(
+                config.error("num_kv_heads", format!("{kv_heads} does not divide the {heads} query heads"))
+            );
         }
         QkvLayout::grouped(heads, kv_heads, head_dim)
     } else if multi_query {

@@ -26,10 +26,9 @@ pub(super) fn describe(config: &Config, model_type: &str) -> Result<Decoder> {
     let hidden_size = config.size(&["hidden_size"], MAX_WIDTH)?;
     let heads = config.size(&["num_attention_heads"], MAX_HEADS)?;
     let kv_heads = config.optional_size(&["num_key_value_heads"], MAX_HEADS)?.unwrap_or(heads);
-    if heads % kv_heads != 0 {
-        return Err(
-            config.error("num_key_value_heads", format!("{kv_heads} does not divide the {heads} query heads"))
-        );
+    if !heads.is_multiple_of(kv_heads) {
+        return Err(config
+            .error("num_key_value_heads", format!("{kv_heads} does not divide the {heads} query heads")));
     }
     let head_dim = match config.optional_size(&["head_dim"], MAX_WIDTH)? {
         Some(size) => size,
@@ -87,11 +86,17 @@ fn windows(config: &Config, model_type: &str, blocks: usize) -> Result<Vec<Optio
     let window = if used { config.optional_size(&["sliding_window"], MAX_POSITIONS)? } else { None };
     let kinds = config.texts("layer_types")?;
     if window.is_none() || kinds.is_empty() {
-        let first = if model_type == "mistral" { 0 } else { config.optional_size(&["max_window_layers"], MAX_BLOCKS)?.unwrap_or(0) };
+        let first = if model_type == "mistral" {
+            0
+        } else {
+            config.optional_size(&["max_window_layers"], MAX_BLOCKS)?.unwrap_or(0)
+        };
         return Ok((0..blocks).map(|block| window.filter(|_| block >= first)).collect());
     }
     if kinds.len() != blocks {
-        return Err(config.error("layer_types", format!("lists {} layers; the model has {blocks}", kinds.len())));
+        return Err(
+            config.error("layer_types", format!("lists {} layers; the model has {blocks}", kinds.len()))
+        );
     }
     kinds
         .into_iter()
@@ -128,16 +133,15 @@ pub(super) fn rope(config: &Config, head_dim: usize) -> Result<RopeSpec> {
             original_max_positions: factor("original_max_position_embeddings")?,
         },
         other => {
-            return Err(parameters.error(
-                "rope_type",
-                format!("`{other}` is not supported; default, linear and llama3 are"),
-            ));
+            return Err(parameters
+                .error("rope_type", format!("`{other}` is not supported; default, linear and llama3 are")));
         }
     };
     let share = parameters.positive(&["partial_rotary_factor"])?.unwrap_or(1.0);
     let dim = (head_dim as f64 * share) as usize / 2 * 2;
     if dim == 0 || dim > head_dim {
-        return Err(parameters.error("partial_rotary_factor", format!("{share} rotates {dim} of {head_dim} elements")));
+        return Err(parameters
+            .error("partial_rotary_factor", format!("{share} rotates {dim} of {head_dim} elements")));
     }
     Ok(RopeSpec { theta, dim, scaling })
 }

@@ -55,13 +55,13 @@ pub fn from_gguf(metadata: &eyas_checkpoint::gguf::Metadata) -> Result<Decoder> 
 fn check(config: &Config, decoder: &Decoder) -> Result<()> {
     let layout = &decoder.attention.layout;
     let wrong = |reason: String| -> Result<()> { Err(config.error("num_attention_heads", reason)) };
-    if layout.heads % layout.kv_heads != 0 {
+    if !layout.heads.is_multiple_of(layout.kv_heads) {
         return wrong(format!(
             "{} query heads cannot share {} key/value heads evenly",
             layout.heads, layout.kv_heads
         ));
     }
-    if layout.head_dim % 2 != 0 && matches!(decoder.positions, crate::decoder::Positions::Rope(_)) {
+    if !layout.head_dim.is_multiple_of(2) && matches!(decoder.positions, crate::decoder::Positions::Rope(_)) {
         return wrong(format!("a head of {} elements cannot be rotated in pairs", layout.head_dim));
     }
     Ok(())
@@ -69,7 +69,7 @@ fn check(config: &Config, decoder: &Decoder) -> Result<()> {
 
 /// Divides, or says which key does not fit.
 fn divide(config: &Config, key: &str, total: usize, parts: usize) -> Result<usize> {
-    if parts == 0 || total % parts != 0 {
+    if parts == 0 || !total.is_multiple_of(parts) {
         return Err(config.error(key, format!("{parts} does not divide the hidden size {total}")));
     }
     Ok(total / parts)

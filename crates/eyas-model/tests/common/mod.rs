@@ -7,12 +7,22 @@ use eyas_backend::spec::QuantConfig;
 use eyas_backend::{Backend, CpuBackend, CpuOptions, Dtype, FlatBatch, MatmulKernel};
 use eyas_checkpoint::Checkpoint;
 use eyas_model::{
-    ActiveAdapter, DeviceBatch, LoadOptions, LoraAdapter, LoraLayout, MemoryPlan, Model, ModelSource, Retain, Workspace,
+    ActiveAdapter, DeviceBatch, LoadOptions, LoraAdapter, LoraLayout, MemoryPlan, Model, ModelSource, Retain,
+    Workspace,
 };
 
 /// Every base with golden answers of its own.
 pub const BASES: [&str; 10] = [
-    "llama2", "llama3", "smollm2", "mistral", "qwen2", "qwen3", "falcon-7b", "falcon-40b", "falcon-11b", "falcon-rw",
+    "llama2",
+    "llama3",
+    "smollm2",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "falcon-7b",
+    "falcon-40b",
+    "falcon-11b",
+    "falcon-rw",
 ];
 
 pub fn fixture(name: &str) -> PathBuf {
@@ -44,7 +54,12 @@ pub fn floats(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
 }
 
 pub fn integers(checkpoint: &Checkpoint, name: &str) -> Vec<i32> {
-    checkpoint.read_bytes(name).unwrap().chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap())).collect()
+    checkpoint
+        .read_bytes(name)
+        .unwrap()
+        .chunks_exact(4)
+        .map(|b| i32::from_le_bytes(b.try_into().unwrap()))
+        .collect()
 }
 
 /// The batch that the goldens answer, with the keys' prefix (`flat`, `train.0`).

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use eyas_backend::Backend;
-use eyas_generate::{AdapterId, ChatSession, FinishReason, Generator, Request, SamplingParams, TextEvent, Tidy};
+use eyas_generate::{
+    AdapterId, ChatSession, FinishReason, Generator, Request, SamplingParams, TextEvent, Tidy,
+};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
@@ -33,7 +35,7 @@ pub fn run(args: ChatArgs) -> Result<ExitCode> {
     if let Some(system) = args.system {
         session = session.with_system(system);
     }
-    let backend = session::cpu(&settings.recipe, args.model.threads)?;
+    let backend = session::cpu(&settings.recipe)?;
     let model = files.load(&backend, &settings.recipe, session::positions(&files))?;
     let (generator, adapter) =
         session::generator(&backend, &model, &files.tokenizer, settings.adapter.as_deref(), 1)?;
@@ -104,7 +106,8 @@ impl<B: Backend> Chat<'_, B> {
     }
 
     fn answer(&mut self, question: &str, stop: &AtomicBool) -> Result<()> {
-        let room = self.generator.engine().options().positions.saturating_sub(self.params.max_new_tokens).max(1);
+        let room =
+            self.generator.engine().options().positions.saturating_sub(self.params.max_new_tokens).max(1);
         let prompt = match self.session.prompt(question, self.generator.tokenizer(), room) {
             Ok(prompt) => prompt,
             Err(error) => {
@@ -112,7 +115,8 @@ impl<B: Backend> Chat<'_, B> {
                 return Ok(());
             }
         };
-        let params = SamplingParams { seed: self.params.seed.wrapping_add(self.answers), ..self.params.clone() };
+        let params =
+            SamplingParams { seed: self.params.seed.wrapping_add(self.answers), ..self.params.clone() };
         self.answers += 1;
         stop.store(false, Ordering::SeqCst);
         let id = self.generator.submit(Request::new(prompt.ids, params, self.active))?;

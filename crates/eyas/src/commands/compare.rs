@@ -30,7 +30,7 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
         }
         None => None,
     };
-    let backend = session::cpu(&settings.recipe, args.model.threads)?;
+    let backend = session::cpu(&settings.recipe)?;
     let model = files.load(&backend, &settings.recipe, session::positions(&files))?;
     let questions = if args.questions.is_empty() {
         eyas_data::builtin::QUESTIONS.map(str::to_owned).to_vec()

@@ -26,7 +26,7 @@ pub fn run(args: DemoArgs) -> Result<ExitCode> {
 
     heading(1, "the base model, in 4 bits");
     let files = Files::open(&name)?;
-    let backend = session::cpu(&recipe, args.threads)?;
+    let backend = session::cpu(&recipe)?;
     let model = files.load(&backend, &recipe, session::positions(&files))?;
 
     heading(2, "learning from the built-in conversations");
@@ -39,8 +39,13 @@ pub fn run(args: DemoArgs) -> Result<ExitCode> {
     }
 
     heading(3, "before and after");
-    let (mut generator, adapter) =
-        session::generator(&backend, &model, &files.tokenizer, Some(&args.output), eyas_data::builtin::QUESTIONS.len())?;
+    let (mut generator, adapter) = session::generator(
+        &backend,
+        &model,
+        &files.tokenizer,
+        Some(&args.output),
+        eyas_data::builtin::QUESTIONS.len(),
+    )?;
     let adapter = adapter.context("the adapter was not loaded")?;
     if !rows.eval.is_empty() {
         println!("{}", held_out(&generator, adapter, &rows.eval)?.table());

@@ -21,7 +21,7 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     };
     let files = Files::open(&settings.model)?;
     let format = settings.format(&files)?;
-    let backend = session::cpu(&settings.recipe, args.model.threads)?;
+    let backend = session::cpu(&settings.recipe)?;
     let model = files.load(&backend, &settings.recipe, session::positions(&files))?;
     let folder = settings.adapter.as_deref().filter(|_| !args.base);
     let (mut generator, adapter) = session::generator(&backend, &model, &files.tokenizer, folder, 1)?;

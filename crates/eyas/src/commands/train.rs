@@ -40,7 +40,7 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
     let files = Files::open(&name)?;
     let rows = Rows::load(&recipe, &files.tokenizer, files.template.clone())?;
     eprintln!("{rows}");
-    let backend = session::cpu(&recipe, args.threads)?;
+    let backend = session::cpu(&recipe)?;
     let model = files.load(&backend, &recipe, recipe.data.max_length)?;
     let outcome = train(&backend, &model, &recipe, &rows)?;
     Ok(report(&recipe, &outcome))
