@@ -2,11 +2,11 @@
 //!
 //! Nothing of NVIDIA's is needed to build this crate or to run a program that holds it. The driver, NVRTC and cuBLASLt
 //! are opened when [`CudaBackend::new`] is called; kernels are CUDA C++ sources inside the binary, compiled for the
-//! card at first use and kept on disk ([`compile`]). Without a card or a library the error says what to install, and
+//! card at first use and kept on disk (`compile.rs`). Without a card or a library the error says what to install, and
 //! [`probe`] reports what is there.
 //!
-//! A kernel file is registered by a line of `kernels/manifest.txt` and of the source table in [`kernels`]; it is
-//! launched by its name ([`kernels::Kernels::launch`]).
+//! A kernel file is registered by a line of `kernels/manifest.txt` and of the source table in `kernels.rs`; it is
+//! launched by its name (`Kernels::launch`).
 
 mod activation;
 mod attention;

@@ -1,6 +1,6 @@
 //! Rows of a data set to conversations, tokens and flat batches.
 //!
-//! The way of a row: [`dataset`] reads it, [`load`] cleans it ([`clean`]) and takes personal data out
+//! The way of a row: [`dataset`] reads it, [`load()`] cleans it ([`clean`]) and takes personal data out
 //! ([`anonymise`]), [`split`] puts it on one side, [`prompt`] and [`template`] render its turns, [`encode`] makes
 //! ids and a target mask with the model's [`tokenizer`], [`sampler`] orders the rows of an epoch and [`batches`]
 //! lays them end to end. [`Report`] counts what became of every row.
