@@ -101,7 +101,7 @@ pub enum PromptArg {
     /// As the adapter was trained; without an adapter the model's chat template, or else the recipe's
     #[default]
     Auto,
-    /// The published recipe's three lines, then <HUMAN> and <ASSISTANT>
+    /// The published recipe's three lines, then `<HUMAN>` and `<ASSISTANT>`
     Recipe,
     /// The model's chat template
     Chat,
