@@ -90,8 +90,7 @@ def run(command: list, threads: int) -> str:
 
 
 def ours(folder: str, threads: int) -> dict:
-    figures = json.loads(run([EXAMPLES / "bench", folder], threads).strip().splitlines()[-1])
-    return figures
+    return json.loads(run([EXAMPLES / "bench", folder], threads).strip().splitlines()[-1])
 
 
 def main() -> None:

@@ -99,9 +99,5 @@ fn as_json(comparison: &Comparison) -> serde_json::Value {
 
 /// Columns of the terminal, within what can be read.
 pub fn terminal_width() -> usize {
-    console_width().clamp(60, 140)
-}
-
-fn console_width() -> usize {
-    console::Term::stdout().size().1.into()
+    usize::from(console::Term::stdout().size().1).clamp(60, 140)
 }
