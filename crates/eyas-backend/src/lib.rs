@@ -8,14 +8,16 @@ pub mod backend;
 pub mod batch;
 pub mod cpu;
 mod error;
+pub mod memory;
 pub mod parity;
 pub mod philox;
 pub mod spec;
 
-pub use backend::{Backend, DeviceTensor};
+pub use backend::{Backend, DeviceTensor, OpTime};
 pub use batch::{FlatBatch, IGNORE_INDEX};
 pub use cpu::{CpuBackend, CpuOptions, MatmulKernel};
 pub use error::{Error, Result};
+pub use memory::{ProjectionShape, StepShape};
 pub use spec::{
     Activation, AdamW, Adapter, AttentionSpec, Dropout, Dtype, HostMatrix, Linear, LoraSlot, NormKind,
     NormSpec, Projection, QkvLayout, Rope, Storage, Write,

@@ -19,7 +19,7 @@ use crate::device::{Buffer, Device, Ptr};
 use crate::library::Lib;
 
 /// What NVIDIA recommends for Hopper is 32 MiB.
-const WORKSPACE: usize = 64 << 20;
+pub(crate) const WORKSPACE: usize = 64 << 20;
 /// Algorithms that are timed.
 const CANDIDATES: usize = 8;
 /// Runs of each that are timed.

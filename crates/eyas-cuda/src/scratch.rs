@@ -29,11 +29,26 @@ pub(crate) enum Slot {
     Load,
     /// Scales before they are quantised.
     Scales,
-    /// cuBLASLt's workspace.
-    Workspace,
 }
 
-const SLOTS: usize = Slot::Workspace as usize + 1;
+/// Pieces of scratch memory.
+pub(crate) const SLOTS: usize = Slot::Scales as usize + 1;
+
+impl Slot {
+    /// All of them, in their order.
+    pub(crate) const ALL: [Self; SLOTS] = [
+        Self::Weight,
+        Self::Wide,
+        Self::PackedA,
+        Self::PackedB,
+        Self::Hidden,
+        Self::Partial,
+        Self::Bias,
+        Self::Rows,
+        Self::Load,
+        Self::Scales,
+    ];
+}
 
 /// The scratch memory of one stream.
 #[derive(Debug)]

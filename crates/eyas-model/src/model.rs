@@ -8,7 +8,7 @@ use crate::block::{ActiveAdapter, Block, BlockPass, KeyValues, Norm};
 use crate::cache::Cache;
 use crate::decoder::Decoder;
 use crate::device_batch::DeviceBatch;
-use crate::load::Footprint;
+use crate::footprint::Footprint;
 
 /// A decoder's frozen weights on a device.
 #[derive(Debug)]

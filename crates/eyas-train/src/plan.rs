@@ -10,12 +10,10 @@ use crate::optimizer::Optimizer;
 use crate::recipe::GradientCheckpointing;
 use crate::{Error, Result};
 
-/// Rows of logits at a time: enough for a matrix product to be fast, and few beside the activations.
-const LOGIT_ROWS: usize = 256;
-/// Where it gets tight.
+/// Rows of logits at a time, where it gets tight.
 const FEWEST_LOGIT_ROWS: usize = 16;
-/// Bytes of a token of the flat batch on a device: id, target, position and the list of rows with a target.
-const BATCH_BYTES_PER_TOKEN: u64 = 16;
+/// Bytes of a token of the flat batch on a device: id, target, position, slot and the list of rows with a target.
+const BATCH_BYTES_PER_TOKEN: u64 = 20;
 /// Bytes of a sequence: its end and its slot.
 const BATCH_BYTES_PER_SEQUENCE: u64 = 8;
 
@@ -69,7 +67,7 @@ impl TrainingPlan {
             GradientCheckpointing::Never => (blocks, blocks),
         };
         let fits = |plan: &Self| budget.is_none_or(|budget| plan.total() <= budget);
-        let rows = logit_rows.unwrap_or(LOGIT_ROWS.min(shape.max_targets.max(1))).max(1);
+        let rows = logit_rows.unwrap_or(B::LOGIT_ROWS.min(shape.max_targets.max(1))).max(1);
         for kept in (least..=most).rev() {
             let plan = Self::with::<B>(shape, kept, rows, budget);
             if fits(&plan) {
@@ -105,7 +103,8 @@ impl TrainingPlan {
         let scalars = 2 * Dtype::F32.size() as u64;
         let batch =
             BATCH_BYTES_PER_TOKEN * max_tokens as u64 + BATCH_BYTES_PER_SEQUENCE * (max_sequences as u64 + 1);
-        let parts = vec![
+        let step = Workspace::<B>::step_shape(decoder, Some(layout), &memory, dtype, weights);
+        let mut parts = vec![
             ("weights", weights.total()),
             ("adapter", vector),
             ("gradient", vector),
@@ -114,6 +113,10 @@ impl TrainingPlan {
             ("logits", all - activations),
             ("batch", batch + scalars),
         ];
+        let scratch = B::scratch_bytes(&step);
+        if scratch > 0 {
+            parts.push(("scratch", scratch));
+        }
         Self { memory, parts, budget }
     }
 
@@ -163,19 +166,4 @@ pub fn display_bytes(bytes: u64) -> String {
         1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
         _ => format!("{:.2} GB", bytes as f64 / 1e9),
     }
-}
-
-/// Host memory that a run on the CPU may still take: what is free, less a tenth for everything else, and within the
-/// control group's limit. `None` where the system does not tell.
-pub fn available_memory() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let free = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)?;
-    let number = |name: &str| {
-        let text = std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?;
-        text.trim().parse::<u64>().ok()
-    };
-    let group = number("memory.max").zip(number("memory.current")).map(|(max, now)| max.saturating_sub(now));
-    let free = group.map_or(free, |group| group.min(free));
-    Some(free - free / 10)
 }

@@ -35,9 +35,6 @@ pub struct Job<'a, B: Backend> {
     pub train: &'a [Example],
     /// Rows held out; may be empty.
     pub eval: &'a [Example],
-    /// Memory that is free on the device now that the model is there, for `memory_budget = "auto"`; `None` where
-    /// nobody knows. See [`crate::plan::available_memory`].
-    pub free_memory: Option<u64>,
     /// Files that every checkpoint gets: the recipe, the tokenizer.
     pub extra_files: Vec<ExtraFile>,
 }
@@ -122,7 +119,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
         };
         let budget = match training.memory_budget {
             MemoryBudget::Bytes(bytes) => Some(bytes),
-            MemoryBudget::Auto => job.free_memory.map(|free| free.saturating_add(model.footprint().total())),
+            MemoryBudget::Auto => {
+                backend.free_memory()?.map(|free| free.saturating_add(model.footprint().total()))
+            }
         };
         let rows = opened.as_ref().map(|opened| opened.progress.logit_rows);
         let plan = TrainingPlan::new::<B>(&shape, training.gradient_checkpointing, budget, rows)?;
@@ -263,6 +262,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             learning_rate,
             tokens: step.tokens,
             seconds,
+            memory: self.job.backend.used_memory().map(|(now, _)| now),
         }));
         if is_due(self.state.global_step, training.logging_steps) {
             let progress = &mut self.progress;

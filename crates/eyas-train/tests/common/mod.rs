@@ -118,7 +118,7 @@ pub fn run_rows(
     let mut told = Told::default();
     let stop = AtomicBool::new(false);
     let extra_files = vec![ExtraFile { name: "recipe.toml".into(), contents: recipe.to_toml().into_bytes() }];
-    let job = Job { backend, model, recipe, train, eval, free_memory: None, extra_files };
+    let job = Job { backend, model, recipe, train, eval, extra_files };
     let outcome = Trainer::new(job)?.run(
         &mut |event: &Event<'_>| match event {
             Event::Warning(warning) => told.warnings.push((*warning).into()),
