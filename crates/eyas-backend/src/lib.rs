@@ -8,6 +8,7 @@ pub mod backend;
 pub mod batch;
 pub mod cpu;
 mod error;
+pub mod moments;
 pub mod parity;
 pub mod philox;
 pub mod spec;
@@ -16,6 +17,7 @@ pub use backend::{Backend, DeviceTensor};
 pub use batch::{FlatBatch, IGNORE_INDEX};
 pub use cpu::{CpuBackend, CpuOptions, MatmulKernel};
 pub use error::{Error, Result};
+pub use moments::{HostMoments, MomentFormat, MomentStorage};
 pub use spec::{
     Activation, AdamW, Adapter, AttentionSpec, Dropout, Dtype, HostMatrix, Linear, LoraSlot, NormKind,
     NormSpec, Projection, QkvLayout, Rope, Storage, Write,

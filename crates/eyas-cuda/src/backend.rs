@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use eyas_backend::{
-    Activation, AdamW, Adapter, AttentionSpec, Backend, Dtype, Error, FlatBatch, HostMatrix, NormSpec,
-    Projection, QkvLayout, Result, Rope, Storage, Write,
+    Activation, AdamW, Adapter, AttentionSpec, Backend, Dtype, Error, FlatBatch, HostMatrix, HostMoments,
+    MomentStorage, NormSpec, Projection, QkvLayout, Result, Rope, Storage, Write,
 };
 use eyas_quant::Quantized;
 
@@ -15,7 +15,7 @@ use crate::matmul::Matmul;
 use crate::project::LoraPath;
 use crate::scratch::{Scratch, Slot};
 use crate::staging::Staging;
-use crate::{CudaBatch, CudaTensor, CudaWeight};
+use crate::{CudaBatch, CudaMoments, CudaTensor, CudaWeight};
 
 /// How the CUDA backend is set up.
 #[derive(Clone, Copy, Debug, Default)]
@@ -126,6 +126,7 @@ impl Backend for CudaBackend {
     type Tensor = CudaTensor;
     type Weight = CudaWeight;
     type Batch = CudaBatch;
+    type Moments = CudaMoments;
 
     fn name(&self) -> String {
         self.device.name.clone()
@@ -384,16 +385,31 @@ impl Backend for CudaBackend {
         self.run_grad_norm(grads, norm)
     }
 
+    fn moment_bytes(parameters: usize, storage: MomentStorage) -> u64 {
+        Self::planned_moments(parameters, storage)
+    }
+
+    fn new_moments(&self, parameters: usize, storage: MomentStorage) -> Result<CudaMoments> {
+        self.create_moments(parameters, storage)
+    }
+
+    fn read_moments(&self, moments: &CudaMoments) -> Result<HostMoments> {
+        self.download_moments(moments)
+    }
+
+    fn write_moments(&self, from: &HostMoments, moments: &mut CudaMoments) -> Result<()> {
+        self.upload_moments(from, moments)
+    }
+
     fn adamw(
         &self,
         spec: AdamW,
         grads: &CudaTensor,
         norm: &CudaTensor,
         params: &mut CudaTensor,
-        first_moment: &mut CudaTensor,
-        second_moment: &mut CudaTensor,
+        moments: &mut CudaMoments,
     ) -> Result<()> {
-        self.run_adamw(spec, grads, norm, params, first_moment, second_moment)
+        self.run_adamw(spec, grads, norm, params, moments)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use eyas_backend::{Backend, Dropout, Dtype, FlatBatch};
+use eyas_backend::{Backend, Dropout, Dtype, FlatBatch, MomentStorage};
 use eyas_model::{ActiveAdapter, DeviceBatch, LoraLayout, MemoryPlan, Model, Workspace};
 
 use crate::Result;
@@ -41,13 +41,14 @@ impl<'a, B: Backend> Engine<'a, B> {
         model: &'a Model<B>,
         layout: LoraLayout,
         params: &[f32],
+        moments: MomentStorage,
         plan: MemoryPlan,
     ) -> Result<Self> {
         let batch = DeviceBatch::new(backend, plan.max_tokens, plan.max_sequences)?;
         Ok(Self {
             backend,
             model,
-            optimizer: Optimizer::new(backend, params)?,
+            optimizer: Optimizer::new(backend, params, moments)?,
             workspace: Workspace::new(backend, model.decoder(), Some(&layout), plan)?,
             layout,
             batch,

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use crate::checkpoint::{self, Contents, ExtraFile, Progress, TRAINER_STATE_FILE};
 use crate::engine::{Engine, Measured};
 use crate::events::{Ending, Evaluation, Event, Observer, Outcome, StepReport, Summary};
-use crate::optimizer::Moments;
+use crate::optimizer::OptimizerState;
 use crate::plan::{Shape, TrainingPlan};
 use crate::prepare::{Largest, check_dtype, check_rows, starting_checkpoint, within};
 use crate::recipe::{MemoryBudget, Recipe};
@@ -111,6 +111,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             warnings.extend(resume::compare(folder, &opened.run, &run)?);
         }
 
+        let moments = training.optim.moments();
         let shape = Shape {
             decoder: model.decoder(),
             layout: &layout,
@@ -119,6 +120,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             max_tokens,
             max_sequences: largest.rows.max(eval_sequences),
             max_targets: largest.targets,
+            moments,
         };
         let budget = match training.memory_budget {
             MemoryBudget::Bytes(bytes) => Some(bytes),
@@ -135,9 +137,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
             Some(restored) => &restored.params,
             None => &layout.initialize(training.seed),
         };
-        let mut engine = Engine::new(backend, model, layout.clone(), params, plan.memory.clone())?;
+        let mut engine = Engine::new(backend, model, layout.clone(), params, moments, plan.memory.clone())?;
         if let (Some(opened), Some(restored)) = (opened, restored) {
-            engine.optimizer.restore(backend, &restored.moments)?;
+            engine.optimizer.restore(backend, &restored.optimizer)?;
             progress = opened.progress;
             state.log_history = restored.state.log_history;
             state.epoch = restored.state.epoch;
@@ -350,12 +352,12 @@ impl<'a, B: Backend> Trainer<'a, B> {
     fn save(&mut self, last: bool, observer: &mut dyn Observer) -> Result<()> {
         self.state.set_control(last);
         let adapter = self.adapter()?;
-        let moments: Moments = self.engine.optimizer.moments(self.job.backend)?;
+        let optimizer: OptimizerState = self.engine.optimizer.state(self.job.backend)?;
         let folder = checkpoint::write(
             &self.output,
             &Contents {
                 adapter: &adapter,
-                moments: &moments,
+                optimizer: &optimizer,
                 state: &self.state,
                 progress: &self.progress,
                 run: &self.run,
