@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use crate::loss_scale::LossScale;
 use crate::optimizer::OptimizerState;
 use crate::state::TrainerState;
 use crate::{Error, Result};
@@ -75,6 +76,16 @@ pub struct Progress {
     pub train_seconds: f64,
     /// Rows of logits at a time, which a resumed run keeps: sums are rounded alike then.
     pub logit_rows: usize,
+    /// What the loss is multiplied by, in half precision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
+}
+
+impl Progress {
+    /// Updates of the optimiser: the steps, less those that loss scaling left out.
+    pub fn updates(&self) -> u64 {
+        self.global_step.saturating_sub(self.loss_scale.map_or(0, |scale| scale.skipped))
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -374,12 +385,12 @@ impl Opened {
         if adapter.layout.targets() != layout.targets() {
             return Err(damaged("its adapter has other layers or ranks than the recipe asks for".into()));
         }
-        let optimizer = read_optimizer(&folder.join(OPTIMIZER_FILE), layout, self.progress.global_step)?;
+        let optimizer = read_optimizer(&folder.join(OPTIMIZER_FILE), layout, self.progress.updates())?;
         Ok(Restored { params: adapter.params, optimizer, state })
     }
 }
 
-/// Steps of the optimiser are steps of the run: both count every update, the first included.
+/// `step` counts the updates, the first included.
 fn read_optimizer(path: &Path, layout: &LoraLayout, step: u64) -> Result<OptimizerState> {
     let file = Checkpoint::open(path)?;
     let step = u32::try_from(step)

@@ -80,7 +80,7 @@ impl<B: Backend> Optimizer<B> {
         Ok(OptimizerState { moments: backend.read_moments(&self.moments)?, step: self.step })
     }
 
-    /// The norm of the gradient, before clipping.
+    /// The norm of the gradient, before clipping and as it is scaled.
     ///
     /// # Errors
     /// When the device fails.
@@ -91,11 +91,18 @@ impl<B: Backend> Optimizer<B> {
         Ok(norm[0])
     }
 
-    /// Takes one step with the gradient that [`Optimizer::grad_norm`] was asked about.
+    /// Takes one step with the gradient that [`Optimizer::grad_norm`] was asked about, which is that of `loss_scale`
+    /// times the loss.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn step(&mut self, backend: &B, training: &Training, learning_rate: f64) -> Result<()> {
+    pub fn step(
+        &mut self,
+        backend: &B,
+        training: &Training,
+        learning_rate: f64,
+        loss_scale: f32,
+    ) -> Result<()> {
         self.step += 1;
         let spec = AdamW {
             lr: learning_rate as f32,
@@ -105,7 +112,7 @@ impl<B: Backend> Optimizer<B> {
             weight_decay: training.weight_decay as f32,
             step: self.step,
             max_grad_norm: (training.max_grad_norm > 0.0).then_some(training.max_grad_norm as f32),
-            loss_scale: 1.0,
+            loss_scale,
         };
         backend.adamw(spec, &self.grads, &self.norm, &mut self.params, &mut self.moments)?;
         Ok(())

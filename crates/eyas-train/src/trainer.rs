@@ -141,6 +141,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
         if let (Some(opened), Some(restored)) = (opened, restored) {
             engine.optimizer.restore(backend, &restored.optimizer)?;
             progress = opened.progress;
+            if engine.loss_scale.is_some() {
+                engine.loss_scale = progress.loss_scale.or(engine.loss_scale);
+            }
             state.log_history = restored.state.log_history;
             state.epoch = restored.state.epoch;
             state.total_flos = restored.state.total_flos;
@@ -232,16 +235,25 @@ impl<'a, B: Backend> Trainer<'a, B> {
             |done| observer.event(&Event::MicroBatch { done, of }),
         )?;
         let Some(Measured { loss, grad_norm }) = measured else { return Ok(false) };
-        for (what, value) in [("loss", loss), ("gradient's norm", grad_norm)] {
-            if !value.is_finite() {
-                return Err(self.not_finite(what, value));
-            }
+        if !loss.is_finite() {
+            return Err(self.not_finite("loss", loss));
         }
-        let learning_rate = self.schedule.rate(self.progress.global_step);
-        self.engine.update(training, learning_rate)?;
+        let learning_rate = self.schedule.rate(self.progress.updates());
+        if grad_norm.is_finite() {
+            self.engine.update(training, learning_rate)?;
+        } else if self.engine.back_off() {
+            let scale = self.engine.loss_scale.map_or(1.0, |scale| scale.scale);
+            observer.event(&Event::Warning(&format!(
+                "step {} is left out: a gradient overflowed float16. The loss is scaled by {scale} from now on",
+                self.progress.global_step + 1
+            )));
+        } else {
+            return Err(self.not_finite("gradient's norm", grad_norm));
+        }
         let seconds = begun.elapsed().as_secs_f64();
 
         let progress = &mut self.progress;
+        progress.loss_scale = self.engine.loss_scale;
         progress.global_step += 1;
         progress.micro_batches = progress.micro_batches.wrapping_add(of as u32);
         progress.position = step.to;
