@@ -2,13 +2,17 @@
 
     python tools/golden_ops.py
 
-The file was made with torch 2.15.0. It is read by tests/torch.rs.
+AdamW with moments of 8 bits is bitsandbytes' own update on a CPU, but for the rounding to the levels of its map: on a
+CPU bitsandbytes rounds to 65536 steps first, on a card it takes the nearest level, and so do we. The file was made with torch 2.15.0 and bitsandbytes 0.50.2. It is read
+by tests/torch.rs.
 """
 
 import json
 import math
 from pathlib import Path
 
+import bitsandbytes
+import bitsandbytes.backends.cpu.ops as bitsandbytes_cpu
 import torch
 import torch.nn.functional as F
 
@@ -86,6 +90,41 @@ def adamw(weight_decay, max_grad_norm):
     return {"weight_decay": weight_decay, "max_grad_norm": max_grad_norm, "start": start, "steps": steps}
 
 
+def to_nearest_level(values, levels, absmax, codes, block_size):
+    midpoints = (levels[1:] + levels[:-1]) * 0.5
+    for block, start in enumerate(range(0, values.numel(), block_size)):
+        piece = values[start : start + block_size]
+        absmax[block] = piece.abs().max()
+        scaled = piece * (1.0 / absmax[block].clamp(min=1e-38))
+        codes[start : start + block_size] = torch.searchsorted(midpoints, scaled).to(torch.uint8)
+
+
+bitsandbytes_cpu._quant_blockwise_fp32_direct = to_nearest_level
+
+
+def adamw_8bit(weight_decay):
+    """Two blocks, the second not full; gradients of many sizes, as a row of an adapter has them."""
+    n = 300
+    parameter = torch.nn.Parameter(torch.randn(n) * 0.1)
+    optimizer = bitsandbytes.optim.AdamW8bit(
+        [parameter], lr=2e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, min_8bit_size=1
+    )
+    start, steps = values(parameter), []
+    spread = 10 ** torch.linspace(-3, 0, n)
+    for _ in range(8):
+        gradient = torch.randn(n) * spread
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        state = optimizer.state[parameter]
+        steps.append({
+            "gradient": values(gradient),
+            "params": values(parameter),
+            "codes": [state["state1"].tolist(), state["state2"].tolist()],
+            "absmax": [values(state["absmax1"]), values(state["absmax2"])],
+        })
+    return {"weight_decay": weight_decay, "start": start, "steps": steps}
+
+
 def main():
     weight, bias = torch.randn(45), torch.randn(45)
     spread = torch.linspace(-8, 8, 161).reshape(7, 23).requires_grad_()
@@ -104,6 +143,7 @@ def main():
         "attention": [attention(6, 2, 20, 23, 23), attention(5, 1, 16, 33, 9)],
         "cross_entropy": cross_entropy(),
         "adamw": [adamw(0.0, 0.3), adamw(0.1, None)],
+        "adamw_8bit": [adamw_8bit(0.0), adamw_8bit(0.1)],
     }
     TARGET.parent.mkdir(parents=True, exist_ok=True)
     TARGET.write_text(json.dumps(golden, separators=(",", ":")) + "\n")

@@ -9,7 +9,7 @@ use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use eyas_backend::{
     Activation, AdamW, AttentionSpec, Backend, CpuBackend, CpuOptions, DeviceTensor, Dtype, FlatBatch,
-    HostMatrix, NormKind, NormSpec, QkvLayout, Rope, Storage, Write,
+    HostMatrix, MomentFormat, MomentStorage, NormKind, NormSpec, QkvLayout, Rope, Storage, Write,
 };
 
 fn main() {
@@ -204,11 +204,13 @@ fn grad_norm(bencher: Bencher<'_, '_>) {
     bencher.counter(bytes(&[&grads])).bench_local(|| backend.grad_norm(&grads, &mut norm));
 }
 
-#[divan::bench]
-fn adamw(bencher: Bencher<'_, '_>) {
+#[divan::bench(args = [MomentFormat::F32, MomentFormat::Blockwise8])]
+fn adamw(bencher: Bencher<'_, '_>, format: MomentFormat) {
     let backend = backend();
-    let [grads, mut params, mut first, mut second] = [0; 4].map(|_| tensor(&backend, 1, 5_000_000));
+    let [grads, mut params] = [0; 2].map(|_| tensor(&backend, 1, 5_000_000));
     let norm = tensor(&backend, 1, 1);
+    let storage = MomentStorage { format, paged: false };
+    let mut moments = backend.new_moments(5_000_000, storage).unwrap();
     let spec = AdamW {
         lr: 1e-9,
         beta1: 0.9,
@@ -217,10 +219,11 @@ fn adamw(bencher: Bencher<'_, '_>) {
         weight_decay: 0.0,
         step: 3,
         max_grad_norm: Some(0.3),
+        loss_scale: 1.0,
     };
     bencher
-        .counter(BytesCount::new(5_000_000usize * 7 * 4))
-        .bench_local(|| backend.adamw(spec, &grads, &norm, &mut params, &mut first, &mut second));
+        .counter(BytesCount::new(5_000_000 * 3 * 4 + 2 * storage.bytes(5_000_000)))
+        .bench_local(|| backend.adamw(spec, &grads, &norm, &mut params, &mut moments));
 }
 
 fn attention_spec(model: &Model) -> AttentionSpec<CpuBackend> {

@@ -8,6 +8,7 @@ use eyas_quant::Quantized;
 use crate::Result;
 use crate::batch::FlatBatch;
 use crate::memory::StepShape;
+use crate::moments::{HostMoments, MomentStorage};
 use crate::spec::{
     Activation, AdamW, Adapter, AttentionSpec, Dtype, HostMatrix, NormSpec, Projection, QkvLayout, Rope,
     Storage, Write,
@@ -54,6 +55,8 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
     type Weight: Debug + Send + Sync;
     /// A flat batch on the device.
     type Batch: Debug + Send + Sync;
+    /// An optimiser's moments.
+    type Moments: Debug + Send + Sync;
 
     /// Rows of logits at a time with which the head's products run at full speed.
     const LOGIT_ROWS: usize;
@@ -308,14 +311,22 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
 
     /// The Euclidean norm of a flat gradient, to `norm` `[1, 1]`.
     fn grad_norm(&self, grads: &Self::Tensor, norm: &mut Self::Tensor) -> Result<()>;
-    /// One AdamW step over a flat vector: clips by `norm`, updates `params` and both moments.
+    /// Bytes of the device's memory that [`Backend::new_moments`] takes. Paged moments take none of a card's.
+    fn moment_bytes(parameters: usize, storage: MomentStorage) -> u64;
+    /// Room for the moments of a flat vector, zero at first.
+    fn new_moments(&self, parameters: usize, storage: MomentStorage) -> Result<Self::Moments>;
+    /// Reads moments back, bit for bit. Waits for them.
+    fn read_moments(&self, moments: &Self::Moments) -> Result<HostMoments>;
+    /// Replaces moments by what [`Backend::read_moments`] gave for as many parameters and the same format.
+    fn write_moments(&self, from: &HostMoments, moments: &mut Self::Moments) -> Result<()>;
+    /// One AdamW step over a flat vector: clips by `norm`, updates `params` and both moments, in `f32` whatever the
+    /// moments' format.
     fn adamw(
         &self,
         spec: AdamW,
         grads: &Self::Tensor,
         norm: &Self::Tensor,
         params: &mut Self::Tensor,
-        first_moment: &mut Self::Tensor,
-        second_moment: &mut Self::Tensor,
+        moments: &mut Self::Moments,
     ) -> Result<()>;
 }

@@ -9,6 +9,7 @@ pub mod batch;
 pub mod cpu;
 mod error;
 pub mod memory;
+pub mod moments;
 pub mod parity;
 pub mod philox;
 pub mod spec;
@@ -18,6 +19,7 @@ pub use batch::{FlatBatch, IGNORE_INDEX};
 pub use cpu::{CpuBackend, CpuOptions, MatmulKernel};
 pub use error::{Error, Result};
 pub use memory::{ProjectionShape, StepShape};
+pub use moments::{HostMoments, MomentFormat, MomentStorage};
 pub use spec::{
     Activation, AdamW, Adapter, AttentionSpec, Dropout, Dtype, HostMatrix, Linear, LoraSlot, NormKind,
     NormSpec, Projection, QkvLayout, Rope, Storage, Write,

@@ -332,6 +332,9 @@ pub struct AdamW {
     pub step: u32,
     /// Gradients are scaled by `min(1, max_grad_norm / (norm + 1e-6))`, as `torch.nn.utils.clip_grad_norm_`.
     pub max_grad_norm: Option<f32>,
+    /// What the loss was multiplied by, so that small gradients survive half precision: gradient and norm are
+    /// divided by it first. 1 without loss scaling; a power of two changes no bit of the result.
+    pub loss_scale: f32,
 }
 
 /// Checks that a tensor has at least `rows` rows and exactly `cols` columns.

@@ -5,8 +5,8 @@ mod common;
 
 use common::*;
 use eyas_backend::{
-    Activation, AdamW, AttentionSpec, Backend, CpuBackend, FlatBatch, NormKind, NormSpec, QkvLayout, Storage,
-    Write,
+    Activation, AdamW, AttentionSpec, Backend, CpuBackend, FlatBatch, MomentFormat, MomentStorage, NormKind,
+    NormSpec, QkvLayout, Storage, Write,
 };
 use eyas_quant::QuantConfig;
 
@@ -49,7 +49,6 @@ fn everything() -> Vec<Vec<f32>> {
     let len = 300_001;
     let (grads, mut norm) = (random_tensor(1, len, 6), zeros(1, 1));
     backend.grad_norm(&grads, &mut norm).unwrap();
-    let (mut params, mut first, mut second) = (random_tensor(1, len, 7), zeros(1, len), zeros(1, len));
     let spec = AdamW {
         lr: 1e-3,
         beta1: 0.9,
@@ -58,9 +57,16 @@ fn everything() -> Vec<Vec<f32>> {
         weight_decay: 0.01,
         step: 1,
         max_grad_norm: Some(1.0),
+        loss_scale: 1.0,
     };
-    backend.adamw(spec, &grads, &norm, &mut params, &mut first, &mut second).unwrap();
-    outputs.extend([norm, params, first, second]);
+    for format in [MomentFormat::F32, MomentFormat::Blockwise8] {
+        let mut params = random_tensor(1, len, 7);
+        let mut moments = backend.new_moments(len, MomentStorage { format, paged: false }).unwrap();
+        backend.adamw(spec, &grads, &norm, &mut params, &mut moments).unwrap();
+        outputs.extend(moments.values().map(|values| tensor(1, len, &values)));
+        outputs.push(params);
+    }
+    outputs.push(norm);
 
     let test = projection(n, [576, 192], 8, Storage::Quantised(QuantConfig::default()));
     let params = random_tensor(1, test.len, 8);

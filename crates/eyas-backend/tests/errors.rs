@@ -4,8 +4,8 @@ mod common;
 
 use common::*;
 use eyas_backend::{
-    AdamW, AttentionSpec, Backend, Dtype, FlatBatch, HostMatrix, NormKind, NormSpec, QkvLayout, Result,
-    Storage,
+    AdamW, AttentionSpec, Backend, Dtype, FlatBatch, HostMatrix, MomentStorage, NormKind, NormSpec,
+    QkvLayout, Result, Storage,
 };
 
 fn assert_says(result: Result<()>, message: &str) {
@@ -87,10 +87,16 @@ fn shapes_that_do_not_fit() {
         weight_decay: 0.0,
         step: 0,
         max_grad_norm: None,
+        loss_scale: 1.0,
     };
-    let [grads, norm, mut params, mut first, mut second] = [0; 5].map(|_| zeros(1, 1));
-    let result = backend.adamw(spec, &grads, &norm, &mut params, &mut first, &mut second);
+    let [grads, norm, mut params] = [0; 3].map(|_| zeros(1, 1));
+    let mut moments = backend.new_moments(1, MomentStorage::default()).unwrap();
+    let result = backend.adamw(spec, &grads, &norm, &mut params, &mut moments);
     assert_says(result, "steps are counted from 1");
+    let mut short = backend.new_moments(0, MomentStorage::default()).unwrap();
+    let spec = AdamW { step: 1, ..spec };
+    let result = backend.adamw(spec, &grads, &norm, &mut params, &mut short);
+    assert_says(result, "moments of 0 values");
 }
 
 /// A broken gradient reaches the parameters instead of being clipped to something that looks sound.

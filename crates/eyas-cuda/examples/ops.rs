@@ -7,7 +7,8 @@
 
 use eyas_backend::{
     Activation, AdamW, Adapter, AttentionSpec, Backend, Dropout, Dtype, FlatBatch, HostMatrix, Linear,
-    LoraSlot, NormKind, NormSpec, Projection, QkvLayout, Result, Rope, Storage, Write,
+    LoraSlot, MomentFormat, MomentStorage, NormKind, NormSpec, Projection, QkvLayout, Result, Rope, Storage,
+    Write,
 };
 use eyas_cuda::{CudaBackend, CudaOptions, CudaTensor, LoraPath};
 use eyas_quant::QuantConfig;
@@ -355,7 +356,6 @@ fn time_rest(bench: &Bench<'_>, shape: &Shape, length: usize, sequences: usize) 
     let n = 65_273_856;
     let grads = filled(backend, Dtype::F32, 1, n, 11)?;
     let mut params = backend.zeros(Dtype::F32, 1, n)?;
-    let mut moments = [backend.zeros(Dtype::F32, 1, n)?, backend.zeros(Dtype::F32, 1, n)?];
     let mut norm = backend.zeros(Dtype::F32, 1, 1)?;
     bench.row("grad_norm, 65 M", 4.0 * n as f64, 0.0, || backend.grad_norm(&grads, &mut norm))?;
     let spec = AdamW {
@@ -366,11 +366,20 @@ fn time_rest(bench: &Bench<'_>, shape: &Shape, length: usize, sequences: usize) 
         weight_decay: 0.0,
         step: 10,
         max_grad_norm: Some(0.3),
+        loss_scale: 1.0,
     };
-    let [first, second] = &mut moments;
-    bench.row("adamw, 65 M", 28.0 * n as f64, 0.0, || {
-        backend.adamw(spec, &grads, &norm, &mut params, first, second)
-    })?;
+    for (name, format, paged) in [
+        ("adamw, 65 M", MomentFormat::F32, false),
+        ("adamw, 65 M, paged", MomentFormat::F32, true),
+        ("adamw, 65 M, 8 bits", MomentFormat::Blockwise8, false),
+        ("adamw, 65 M, 8 bits, paged", MomentFormat::Blockwise8, true),
+    ] {
+        let storage = MomentStorage { format, paged };
+        let mut moments = backend.new_moments(n, storage)?;
+        bench.row(name, 12.0 * n as f64 + 2.0 * storage.bytes(n) as f64, 0.0, || {
+            backend.adamw(spec, &grads, &norm, &mut params, &mut moments)
+        })?;
+    }
     Ok(())
 }
 

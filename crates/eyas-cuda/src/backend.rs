@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use eyas_backend::{
-    Activation, AdamW, Adapter, AttentionSpec, Backend, Dtype, Error, FlatBatch, HostMatrix, NormSpec,
-    OpTime, Projection, QkvLayout, Result, Rope, StepShape, Storage, Write,
+    Activation, AdamW, Adapter, AttentionSpec, Backend, Dtype, Error, FlatBatch, HostMatrix, HostMoments,
+    MomentStorage, NormSpec, OpTime, Projection, QkvLayout, Result, Rope, StepShape, Storage, Write,
 };
 use eyas_quant::Quantized;
 
@@ -16,7 +16,7 @@ use crate::profile::Profile;
 use crate::project::LoraPath;
 use crate::scratch::{Scratch, Slot};
 use crate::staging::Staging;
-use crate::{CudaBatch, CudaTensor, CudaWeight};
+use crate::{CudaBatch, CudaMoments, CudaTensor, CudaWeight};
 
 /// Bytes of the card that are left to the driver: kernels' code and their stacks are loaded as they are first used.
 const RESERVE: u64 = 256 << 20;
@@ -132,6 +132,7 @@ impl Backend for CudaBackend {
     type Tensor = CudaTensor;
     type Weight = CudaWeight;
     type Batch = CudaBatch;
+    type Moments = CudaMoments;
 
     /// A product of fewer rows does not fill a large card.
     const LOGIT_ROWS: usize = 2048;
@@ -446,18 +447,31 @@ impl Backend for CudaBackend {
         self.timed("grad_norm", String::new, || self.run_grad_norm(grads, norm))
     }
 
+    fn moment_bytes(parameters: usize, storage: MomentStorage) -> u64 {
+        Self::planned_moments(parameters, storage)
+    }
+
+    fn new_moments(&self, parameters: usize, storage: MomentStorage) -> Result<CudaMoments> {
+        self.create_moments(parameters, storage)
+    }
+
+    fn read_moments(&self, moments: &CudaMoments) -> Result<HostMoments> {
+        self.download_moments(moments)
+    }
+
+    fn write_moments(&self, from: &HostMoments, moments: &mut CudaMoments) -> Result<()> {
+        self.upload_moments(from, moments)
+    }
+
     fn adamw(
         &self,
         spec: AdamW,
         grads: &CudaTensor,
         norm: &CudaTensor,
         params: &mut CudaTensor,
-        first_moment: &mut CudaTensor,
-        second_moment: &mut CudaTensor,
+        moments: &mut CudaMoments,
     ) -> Result<()> {
-        self.timed("adamw", String::new, || {
-            self.run_adamw(spec, grads, norm, params, first_moment, second_moment)
-        })
+        self.timed("adamw", String::new, || self.run_adamw(spec, grads, norm, params, moments))
     }
 }
 

@@ -226,9 +226,14 @@ impl Device {
 
     /// Queues a fill with zero bytes.
     pub(crate) fn zero(&self, ptr: Ptr, bytes: usize) -> Result<()> {
+        self.fill(ptr, 0, bytes)
+    }
+
+    /// Queues a fill with one byte.
+    pub(crate) fn fill(&self, ptr: Ptr, byte: u8, bytes: usize) -> Result<()> {
         self.bind()?;
         // SAFETY: callers pass ranges of live buffers.
-        unsafe { result::memset_d8_async(ptr.0, 0, bytes, self.stream) }
+        unsafe { result::memset_d8_async(ptr.0, byte, bytes, self.stream) }
             .map_err(|e| self.error("clearing memory", e))
     }
 
@@ -304,10 +309,11 @@ impl Drop for Buffer {
     }
 }
 
-/// Pinned host memory, cached by the processor.
+/// Pinned host memory, cached by the processor, which kernels may read and write too.
 #[derive(Debug)]
 pub(crate) struct Pinned {
     ptr: *mut u8,
+    on_device: Ptr,
     bytes: usize,
     device: Arc<Device>,
 }
@@ -320,10 +326,31 @@ unsafe impl Sync for Pinned {}
 impl Pinned {
     pub(crate) fn new(device: &Arc<Device>, bytes: usize) -> Result<Self> {
         device.bind()?;
-        // SAFETY: a context is current; the memory is freed by `drop`. No flag: not write-combined.
+        let bytes = bytes.max(1);
+        let fail = |e| {
+            let advice = "a lower limit on locked memory (`ulimit -l`) or too little free memory may be why";
+            device.error(&format!("pinning {bytes} bytes of host memory ({advice})"), e)
+        };
+        // SAFETY: a context is current; the memory is freed by `drop`. Not write-combined: the processor reads it too.
         let ptr: *mut c_void =
-            unsafe { result::malloc_host(bytes, 0) }.map_err(|e| device.error("pinning host memory", e))?;
-        Ok(Self { ptr: ptr.cast(), bytes, device: Arc::clone(device) })
+            unsafe { result::malloc_host(bytes, sys::CU_MEMHOSTALLOC_DEVICEMAP) }.map_err(fail)?;
+        let mut pinned = Self { ptr: ptr.cast(), on_device: Ptr::NULL, bytes, device: Arc::clone(device) };
+        // SAFETY: the memory was just allocated for this.
+        unsafe { sys::cuMemHostGetDevicePointer_v2(&mut pinned.on_device.0, ptr, 0) }
+            .result()
+            .map_err(fail)?;
+        Ok(pinned)
+    }
+
+    /// Its address for kernels, which reach it over the bus.
+    pub(crate) fn ptr(&self) -> Ptr {
+        self.on_device
+    }
+
+    /// The bytes; what the card writes there is only seen after a wait.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: as `bytes_mut`, and nothing writes through a shared reference.
+        unsafe { std::slice::from_raw_parts(self.ptr, self.bytes) }
     }
 
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
@@ -334,7 +361,8 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        if self.device.bind().is_ok() {
+        // Kernels and copies that still use it come first.
+        if self.device.synchronize().is_ok() {
             // SAFETY: the pointer came from `malloc_host`.
             let _ = unsafe { result::free_host(self.ptr.cast()) };
         }

@@ -1,12 +1,13 @@
 //! The gradient's norm and AdamW. See `kernels/optimizer.cu`.
 
-use eyas_backend::{AdamW, Dtype, Error, Result};
+use eyas_backend::{AdamW, Dtype, Error, MomentFormat, Result};
 
-use crate::CudaTensor;
 use crate::backend::CudaBackend;
+use crate::device::Ptr;
 use crate::kernels::{Grid, KernelArg, args};
 use crate::scratch::Slot;
 use crate::tensor::check;
+use crate::{CudaMoments, CudaTensor};
 
 /// Blocks of the norm's first level: the same on every card, so that its order is.
 const NORM_BLOCKS: usize = 1024;
@@ -23,9 +24,20 @@ struct AdamWArg {
     step_size: f32,
     root_correction: f32,
     max_grad_norm: f32,
+    loss_scale: f32,
 }
 // SAFETY: the layout is that of `AdamW` in optimizer.cu.
 unsafe impl KernelArg for AdamWArg {}
+
+/// `Blockwise` of optimizer.cu.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct BlockwiseArg {
+    codes: Ptr,
+    absmax: Ptr,
+}
+// SAFETY: the layout is that of `Blockwise` in optimizer.cu.
+unsafe impl KernelArg for BlockwiseArg {}
 
 /// The decimal number that a person wrote for a constant: an `f32` 0.999 is off by 1.3e-8, which is 1.3e-5 of the
 /// `1 - beta2` that matters.
@@ -61,15 +73,16 @@ impl CudaBackend {
         grads: &CudaTensor,
         norm: &CudaTensor,
         params: &mut CudaTensor,
-        first_moment: &mut CudaTensor,
-        second_moment: &mut CudaTensor,
+        moments: &mut CudaMoments,
     ) -> Result<()> {
         let (op, n) = ("adamw", grads.cols());
         check(op, "grads", grads, 1, n, Dtype::F32)?;
         check(op, "norm", norm, 1, 1, Dtype::F32)?;
         check(op, "params", params, 1, n, Dtype::F32)?;
-        check(op, "first_moment", first_moment, 1, n, Dtype::F32)?;
-        check(op, "second_moment", second_moment, 1, n, Dtype::F32)?;
+        if moments.parameters() != n {
+            let have = moments.parameters();
+            return Err(Error::Shape { op, reason: format!("moments of {have} values; {n} are needed") });
+        }
         if spec.step == 0 {
             return Err(Error::Shape { op, reason: "steps are counted from 1, and this one is 0".into() });
         }
@@ -84,22 +97,28 @@ impl CudaBackend {
             step_size: (lr / correction(beta1)) as f32,
             root_correction: (1.0 / correction(beta2).sqrt()) as f32,
             max_grad_norm: spec.max_grad_norm.unwrap_or(f32::INFINITY),
+            loss_scale: spec.loss_scale,
         };
-        let len = grads.len();
-        self.kernels.launch(
-            op,
-            Dtype::F32,
-            Grid::over(len.div_ceil(4)),
-            args![
-                arg,
-                grads.ptr(),
-                norm.ptr(),
-                params.ptr(),
-                first_moment.ptr(),
-                second_moment.ptr(),
-                len as u64
-            ],
-        )
+        let (grads, norm, params, len) = (grads.ptr(), norm.ptr(), params.ptr(), n as u64);
+        let [first, second] = moments.pointers();
+        match moments.format() {
+            MomentFormat::F32 => self.kernels.launch(
+                op,
+                Dtype::F32,
+                Grid::over(n.div_ceil(4)),
+                args![arg, grads, norm, params, first[0], second[0], len],
+            ),
+            MomentFormat::Blockwise8 => {
+                let [first, second] = [first, second].map(|[codes, absmax]| BlockwiseArg { codes, absmax });
+                let maps = moments.maps();
+                self.kernels.launch(
+                    "adamw_blockwise",
+                    Dtype::F32,
+                    Grid::over(n.div_ceil(8)),
+                    args![arg, grads, norm, params, first, second, maps, len],
+                )
+            }
+        }
     }
 }
 

@@ -82,6 +82,11 @@ impl Scratch {
 }
 
 impl ScratchGuard<'_> {
+    /// What `slot` holds, and its bytes; nothing when it was never asked for.
+    pub(crate) fn held(&self, slot: Slot) -> (Ptr, usize) {
+        self.slots[slot as usize].as_ref().map_or((Ptr::NULL, 0), |buffer| (buffer.ptr(), buffer.bytes()))
+    }
+
     /// At least `bytes` bytes for `slot`. What they held is lost when the slot grows.
     pub(crate) fn get(&mut self, slot: Slot, bytes: usize) -> Result<Ptr> {
         let held = &mut self.slots[slot as usize];

@@ -119,7 +119,7 @@ impl<B: Backend> Model<B> {
         loss: &mut B::Tensor,
         gradient: Option<f32>,
     ) -> Result<()> {
-        let rows = workspace.plan.logit_rows;
+        let rows = chunk_rows(batch.targets(), workspace.plan.logit_rows);
         let x = &workspace.stream[self.blocks.len() % workspace.stream.len()];
         let head = &mut workspace.head;
         if gradient.is_some() {
@@ -215,7 +215,7 @@ impl<B: Backend> Model<B> {
         workspace: &mut Workspace<B>,
         mut visit: impl FnMut(usize, &[f32]),
     ) -> Result<()> {
-        let rows = workspace.plan.logit_rows;
+        let rows = chunk_rows(batch.targets(), workspace.plan.logit_rows);
         let x = &workspace.stream[self.blocks.len() % workspace.stream.len()];
         let head = &mut workspace.head;
         let mut logits = Vec::new();
@@ -273,6 +273,13 @@ impl<B: Backend> Model<B> {
     }
 }
 
+/// Rows of each chunk of logits: as few chunks as `most` allows, all but the last alike, so that their products are.
+fn chunk_rows(targets: usize, most: usize) -> usize {
+    const STEP: usize = 64;
+    let chunks = targets.div_ceil(most.max(1)).max(1);
+    targets.div_ceil(chunks).next_multiple_of(STEP).min(most).max(1)
+}
+
 /// The residual stream before and after a block.
 fn neighbours<T>(stream: &mut [T], index: usize) -> (&T, &mut T) {
     let (from, to) = (index % stream.len(), (index + 1) % stream.len());
@@ -282,5 +289,20 @@ fn neighbours<T>(stream: &mut [T], index: usize) -> (&T, &mut T) {
     } else {
         let (head, tail) = stream.split_at_mut(from);
         (&tail[0], &mut head[to])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_alike_and_within_the_plan() {
+        for (targets, most, rows) in
+            [(15_027, 2048, 1920), (2048, 2048, 2048), (5, 256, 64), (100, 16, 16), (0, 16, 16)]
+        {
+            assert_eq!(chunk_rows(targets, most), rows, "{targets} in {most}");
+            assert!(rows * targets.div_ceil(most) >= targets);
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use eyas_backend::{Backend, FlatBatch, HostMatrix, Linear, OpTime, Projection, Storage, Write};
+use eyas_backend::{Backend, Dtype, FlatBatch, HostMatrix, Linear, OpTime, Projection, Storage, Write};
 use eyas_model::{LoraLayout, Model};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -116,6 +116,7 @@ pub fn train<B: Backend>(
         max_tokens: most(FlatBatch::tokens),
         max_sequences: most(FlatBatch::sequences),
         max_targets: most(FlatBatch::target_tokens),
+        moments: training.optim.moments(),
     };
     let budget = match training.memory_budget {
         MemoryBudget::Bytes(bytes) => Some(bytes),
@@ -127,7 +128,8 @@ pub fn train<B: Backend>(
 
     let start = Instant::now();
     let params = layout.initialize(training.seed);
-    let mut engine = Engine::new(backend, model, layout, &params, plan.memory.clone())?;
+    let mut engine =
+        Engine::new(backend, model, layout, &params, training.optim.moments(), plan.memory.clone())?;
     let (mut seconds, mut tokens) = (Vec::new(), Vec::new());
     let (mut first_step, mut losses, mut micro) = (0.0, Vec::new(), 0);
     for (index, step) in steps.iter().enumerate() {
@@ -224,18 +226,20 @@ pub fn ceilings<B: Backend>(backend: &B, size: usize) -> Result<Ceilings> {
         parts: vec![Linear { weight, bias: None, out_features: size }],
     };
     let (mut x, mut y) = (backend.zeros(dtype, size, size)?, backend.zeros(dtype, size, size)?);
-    let up = best(3, || Ok(backend.upload(&values, &mut x)?), backend)?;
-    let mut read = vec![0.0; values.len()];
-    let down = best(3, || Ok(backend.download(&x, &mut read)?), backend)?;
+    backend.upload(&values, &mut x)?;
+    let bus = {
+        let mut plain = backend.zeros(Dtype::F32, size, size)?;
+        let up = best(3, || Ok(backend.upload(&values, &mut plain)?), backend)?;
+        let mut read = vec![0.0; values.len()];
+        let down = best(3, || Ok(backend.download(&plain, &mut read)?), backend)?;
+        let bytes = (size * size * Dtype::F32.size()) as f64;
+        (bytes / up, bytes / down)
+    };
     let product =
         best(10, || Ok(backend.project(size, &projection, None, &x, &mut y, None, Write::Set)?), backend)?;
     let copy = best(10, || Ok(backend.copy(size, &x, &mut y)?), backend)?;
     let bytes = (size * size * dtype.size()) as f64;
-    Ok(Ceilings {
-        product: 2.0 * (size as f64).powi(3) / product,
-        memory: 2.0 * bytes / copy,
-        bus: (bytes / up, bytes / down),
-    })
+    Ok(Ceilings { product: 2.0 * (size as f64).powi(3) / product, memory: 2.0 * bytes / copy, bus })
 }
 
 /// Seconds of the fastest of `times` runs, after one that warms up.

@@ -3,7 +3,8 @@
 //! | file | |
 //! |---|---|
 //! | `adapter_model.safetensors`, `adapter_config.json` | the adapter, which PEFT loads |
-//! | `optimizer.safetensors` | `exp_avg.` and `exp_avg_sq.` before PEFT's tensor names, `f32`; metadata `step` |
+//! | `optimizer.safetensors` | `exp_avg.` and `exp_avg_sq.` before PEFT's tensor names, `f32`; of 8-bit moments |
+//! | | bitsandbytes' `state1`, `absmax1`, `state2`, `absmax2` over the whole adapter; metadata `step` |
 //! | `trainer_state.json` | progress and `log_history`, in Trainer's own format |
 //! | `recipe.toml`, `tokenizer.json`, ... | what the caller adds |
 //! | `eyas_state.json` | where the run stands, what it depends on, and the length and SHA-256 of all other files |
@@ -16,6 +17,8 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use eyas_backend::HostMoments;
+use eyas_backend::moments::{Blockwise8, MOMENT_BLOCK};
 use eyas_checkpoint::{Checkpoint, TensorDtype, TensorView, write_atomic, write_safetensors};
 use eyas_data::Position;
 use eyas_model::adapter::matrices;
@@ -24,7 +27,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use crate::optimizer::Moments;
+use crate::loss_scale::LossScale;
+use crate::optimizer::OptimizerState;
 use crate::state::TrainerState;
 use crate::{Error, Result};
 
@@ -72,6 +76,16 @@ pub struct Progress {
     pub train_seconds: f64,
     /// Rows of logits at a time, which a resumed run keeps: sums are rounded alike then.
     pub logit_rows: usize,
+    /// What the loss is multiplied by, in half precision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
+}
+
+impl Progress {
+    /// Updates of the optimiser: the steps, less those that loss scaling left out.
+    pub fn updates(&self) -> u64 {
+        self.global_step.saturating_sub(self.loss_scale.map_or(0, |scale| scale.skipped))
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -92,7 +106,7 @@ struct FileRecord {
 #[derive(Debug)]
 pub(crate) struct Contents<'a> {
     pub adapter: &'a LoraAdapter,
-    pub moments: &'a Moments,
+    pub optimizer: &'a OptimizerState,
     pub state: &'a TrainerState,
     pub progress: &'a Progress,
     /// What the result depends on.
@@ -113,7 +127,7 @@ pub(crate) struct Opened {
 #[derive(Debug)]
 pub(crate) struct Restored {
     pub params: Vec<f32>,
-    pub moments: Moments,
+    pub optimizer: OptimizerState,
     pub state: TrainerState,
 }
 
@@ -187,7 +201,7 @@ fn sync_folder(folder: &Path) {
 
 fn fill(folder: &Path, contents: &Contents<'_>) -> Result<()> {
     contents.adapter.save(folder)?;
-    save_moments(&folder.join(OPTIMIZER_FILE), &contents.adapter.layout, contents.moments)?;
+    save_optimizer(&folder.join(OPTIMIZER_FILE), &contents.adapter.layout, contents.optimizer)?;
     let text = contents.state.to_json();
     write_atomic(&folder.join(TRAINER_STATE_FILE), |file| file.write_all(text.as_bytes()))?;
     write_extra(folder, contents.extra)?;
@@ -210,23 +224,35 @@ pub(crate) fn write_extra(folder: &Path, extra: &[ExtraFile]) -> Result<()> {
     Ok(())
 }
 
-fn save_moments(path: &Path, layout: &LoraLayout, moments: &Moments) -> Result<()> {
-    let mut named = Vec::with_capacity(4 * layout.targets().len());
-    for (moment, values) in [("exp_avg", &moments.exp_avg), ("exp_avg_sq", &moments.exp_avg_sq)] {
-        named.extend(
-            matrices(layout).map(|(name, range, shape)| (format!("{moment}.{name}"), shape, &values[range])),
-        );
+/// bitsandbytes' names of an 8-bit moment's codes and scales.
+const BLOCKWISE_NAMES: [[&str; 2]; 2] = [["state1", "absmax1"], ["state2", "absmax2"]];
+
+fn save_optimizer(path: &Path, layout: &LoraLayout, state: &OptimizerState) -> Result<()> {
+    let mut named: Vec<(String, Vec<usize>, TensorDtype, &[u8])> = Vec::new();
+    match &state.moments {
+        HostMoments::F32(moments) => {
+            for (moment, values) in ["exp_avg", "exp_avg_sq"].into_iter().zip(moments) {
+                named.extend(matrices(layout).map(|(name, range, shape)| {
+                    let data = bytemuck::cast_slice(&values[range]);
+                    (format!("{moment}.{name}"), shape.to_vec(), TensorDtype::F32, data)
+                }));
+            }
+        }
+        HostMoments::Blockwise8(moments) => {
+            for ([codes_name, absmax_name], Blockwise8 { codes, absmax }) in
+                BLOCKWISE_NAMES.into_iter().zip(moments)
+            {
+                let scales = bytemuck::cast_slice(absmax);
+                named.push((codes_name.into(), vec![codes.len()], TensorDtype::U8, codes));
+                named.push((absmax_name.into(), vec![absmax.len()], TensorDtype::F32, scales));
+            }
+        }
     }
     let views: Vec<TensorView<'_>> = named
         .iter()
-        .map(|(name, shape, values)| TensorView {
-            name,
-            shape,
-            dtype: TensorDtype::F32,
-            data: bytemuck::cast_slice(values),
-        })
+        .map(|(name, shape, dtype, data)| TensorView { name, shape, dtype: *dtype, data })
         .collect();
-    let metadata = BTreeMap::from([("step".to_owned(), moments.step.to_string())]);
+    let metadata = BTreeMap::from([("step".to_owned(), state.step.to_string())]);
     write_safetensors(path, &views, &metadata)?;
     Ok(())
 }
@@ -359,34 +385,52 @@ impl Opened {
         if adapter.layout.targets() != layout.targets() {
             return Err(damaged("its adapter has other layers or ranks than the recipe asks for".into()));
         }
-        let moments = read_moments(&folder.join(OPTIMIZER_FILE), layout, self.progress.global_step)?;
-        Ok(Restored { params: adapter.params, moments, state })
+        let optimizer = read_optimizer(&folder.join(OPTIMIZER_FILE), layout, self.progress.updates())?;
+        Ok(Restored { params: adapter.params, optimizer, state })
     }
 }
 
-/// Steps of the optimiser are steps of the run: both count every update, the first included.
-fn read_moments(path: &Path, layout: &LoraLayout, step: u64) -> Result<Moments> {
+/// `step` counts the updates, the first included.
+fn read_optimizer(path: &Path, layout: &LoraLayout, step: u64) -> Result<OptimizerState> {
     let file = Checkpoint::open(path)?;
+    let step = u32::try_from(step)
+        .map_err(|_| Error::Checkpoint { path: path.into(), reason: format!("step {step} is impossible") })?;
+    let check = |name: &str, shape: &[usize], dtype: TensorDtype| -> Result<()> {
+        let found = file.info(name)?;
+        if found.shape == shape && found.dtype == dtype {
+            return Ok(());
+        }
+        let reason = format!(
+            "`{name}` has the shape {:?} of {:?}; this adapter needs {shape:?} of {dtype:?}",
+            found.shape, found.dtype
+        );
+        Err(Error::Checkpoint { path: path.into(), reason })
+    };
+    let parameters = layout.parameters();
+    if file.contains(BLOCKWISE_NAMES[0][0]) {
+        let read = |[codes, absmax]: [&str; 2]| -> Result<Blockwise8> {
+            check(codes, &[parameters], TensorDtype::U8)?;
+            check(absmax, &[parameters.div_ceil(MOMENT_BLOCK)], TensorDtype::F32)?;
+            let codes = file.read_bytes(codes)?.into_owned();
+            let mut scales = Vec::new();
+            file.read_f32(absmax, &mut scales)?;
+            Ok(Blockwise8 { codes, absmax: scales })
+        };
+        let [first, second] = BLOCKWISE_NAMES;
+        return Ok(OptimizerState { moments: HostMoments::Blockwise8([read(first)?, read(second)?]), step });
+    }
     let read = |moment: &str| -> Result<Vec<f32>> {
-        let mut values = vec![0.0; layout.parameters()];
+        let mut values = vec![0.0; parameters];
         let mut buffer = Vec::new();
         for (name, range, shape) in matrices(layout) {
             let name = format!("{moment}.{name}");
-            let found = &file.info(&name)?.shape;
-            if *found != shape {
-                return Err(Error::Checkpoint {
-                    path: path.into(),
-                    reason: format!("`{name}` has the shape {found:?}; this adapter needs {shape:?}"),
-                });
-            }
+            check(&name, &shape, TensorDtype::F32)?;
             file.read_f32(&name, &mut buffer)?;
             values[range].copy_from_slice(&buffer);
         }
         Ok(values)
     };
-    let step = u32::try_from(step)
-        .map_err(|_| Error::Checkpoint { path: path.into(), reason: format!("step {step} is impossible") })?;
-    Ok(Moments { exp_avg: read("exp_avg")?, exp_avg_sq: read("exp_avg_sq")?, step })
+    Ok(OptimizerState { moments: HostMoments::F32([read("exp_avg")?, read("exp_avg_sq")?]), step })
 }
 
 /// Removes the oldest checkpoints beyond a limit. `keep` is never among them.

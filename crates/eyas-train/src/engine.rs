@@ -2,10 +2,11 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use eyas_backend::{Backend, Dropout, Dtype, FlatBatch};
+use eyas_backend::{Backend, Dropout, Dtype, FlatBatch, MomentStorage};
 use eyas_model::{ActiveAdapter, DeviceBatch, LoraLayout, MemoryPlan, Model, Workspace};
 
 use crate::Result;
+use crate::loss_scale::LossScale;
 use crate::optimizer::Optimizer;
 use crate::recipe::Training;
 
@@ -20,6 +21,8 @@ pub struct Engine<'a, B: Backend> {
     workspace: Workspace<B>,
     batch: DeviceBatch<B>,
     loss: B::Tensor,
+    /// Where activations are in half precision.
+    pub loss_scale: Option<LossScale>,
 }
 
 /// What a step measured, before its update.
@@ -27,7 +30,7 @@ pub struct Engine<'a, B: Backend> {
 pub struct Measured {
     /// Cross-entropy summed over the targets of all micro-batches, over their number.
     pub loss: f32,
-    /// Norm of its gradient, before clipping.
+    /// Norm of its gradient, before clipping. Not finite where a gradient overflowed.
     pub grad_norm: f32,
 }
 
@@ -41,6 +44,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         model: &'a Model<B>,
         layout: LoraLayout,
         params: &[f32],
+        moments: MomentStorage,
         plan: MemoryPlan,
     ) -> Result<Self> {
         let (decoder, dtype) = (model.decoder(), backend.compute_dtype());
@@ -55,11 +59,12 @@ impl<'a, B: Backend> Engine<'a, B> {
         Ok(Self {
             backend,
             model,
-            optimizer: Optimizer::new(backend, params)?,
+            optimizer: Optimizer::new(backend, params, moments)?,
             workspace: Workspace::new(backend, model.decoder(), Some(&layout), plan)?,
             layout,
             batch,
             loss: backend.zeros(Dtype::F32, 1, 1)?,
+            loss_scale: (backend.compute_dtype() == Dtype::F16).then(LossScale::default),
         })
     }
 
@@ -87,6 +92,7 @@ impl<'a, B: Backend> Engine<'a, B> {
     ) -> Result<Option<Measured>> {
         let targets: usize = micro_batches.iter().map(FlatBatch::target_tokens).sum();
         let scale = 1.0 / targets.max(1) as f32;
+        let loss_scale = self.loss_factor();
         let dropout = self.layout.config.lora_dropout as f32;
         self.backend.clear(&mut self.loss)?;
         self.backend.clear(&mut self.optimizer.grads)?;
@@ -96,16 +102,16 @@ impl<'a, B: Backend> Engine<'a, B> {
             }
             let mask =
                 Dropout { p: dropout, seed: training.seed, micro_batch: first.wrapping_add(index as u32) };
-            let Self { backend, model, layout, optimizer, workspace, batch, loss } = self;
+            let Self { backend, model, layout, optimizer, workspace, batch, loss, .. } = self;
             let adapter =
                 ActiveAdapter { layout, params: &optimizer.params, dropout: (dropout > 0.0).then_some(mask) };
             batch.load(backend, micro_batch)?;
             model.forward(backend, batch, Some(adapter), workspace)?;
-            model.loss(backend, batch, workspace, loss, Some(scale))?;
+            model.loss(backend, batch, workspace, loss, Some(scale * loss_scale))?;
             model.backward(backend, batch, adapter, workspace, &mut optimizer.grads)?;
             done(index + 1);
         }
-        let grad_norm = self.optimizer.grad_norm(self.backend)?;
+        let grad_norm = self.optimizer.grad_norm(self.backend)? / loss_scale;
         Ok(Some(Measured { loss: self.read_loss()? * scale, grad_norm }))
     }
 
@@ -114,7 +120,23 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// # Errors
     /// When the device fails.
     pub fn update(&mut self, training: &Training, learning_rate: f64) -> Result<()> {
-        self.optimizer.step(self.backend, training, learning_rate)
+        let factor = self.loss_factor();
+        self.optimizer.step(self.backend, training, learning_rate, factor)?;
+        if let Some(scale) = &mut self.loss_scale {
+            scale.taken();
+        }
+        Ok(())
+    }
+
+    /// Leaves out the step that [`Engine::accumulate`] measured, because its gradient is not finite: the loss is scaled
+    /// by less from now on. False where that cannot help.
+    pub fn back_off(&mut self) -> bool {
+        self.loss_scale.as_mut().is_some_and(LossScale::back_off)
+    }
+
+    /// What the loss is multiplied by before the backward.
+    fn loss_factor(&self) -> f32 {
+        self.loss_scale.map_or(1.0, |scale| scale.scale)
     }
 
     /// Cross-entropy summed over the targets of the batches, without dropout. `None` when `stop` was set on the way.
@@ -132,7 +154,7 @@ impl<'a, B: Backend> Engine<'a, B> {
             if stop.load(Ordering::Relaxed) {
                 return Ok(None);
             }
-            let Self { backend, model, layout, optimizer, workspace, batch, loss } = self;
+            let Self { backend, model, layout, optimizer, workspace, batch, loss, .. } = self;
             let adapter = ActiveAdapter { layout, params: &optimizer.params, dropout: None };
             backend.clear(loss)?;
             batch.load(backend, flat)?;

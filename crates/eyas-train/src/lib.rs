@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod engine;
 mod error;
 mod events;
+pub mod loss_scale;
 pub mod optimizer;
 pub mod plan;
 mod prepare;

@@ -1,6 +1,6 @@
 //! The trained vectors on the device: the adapter, its gradient and AdamW's moments.
 
-use eyas_backend::{AdamW, Backend, Dtype};
+use eyas_backend::{AdamW, Backend, Dtype, HostMoments, MomentStorage};
 
 use crate::Result;
 use crate::recipe::Training;
@@ -12,8 +12,7 @@ pub struct Optimizer<B: Backend> {
     pub params: B::Tensor,
     /// Its gradient, summed over the micro-batches of a step.
     pub grads: B::Tensor,
-    first_moment: B::Tensor,
-    second_moment: B::Tensor,
+    moments: B::Moments,
     norm: B::Tensor,
     parameters: usize,
     /// Steps taken.
@@ -21,12 +20,10 @@ pub struct Optimizer<B: Backend> {
 }
 
 /// What a stopped optimiser goes on from.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Moments {
-    /// Running mean of the gradient: torch's `exp_avg`.
-    pub exp_avg: Vec<f32>,
-    /// Running mean of its square: torch's `exp_avg_sq`.
-    pub exp_avg_sq: Vec<f32>,
+#[derive(Clone, Debug, PartialEq)]
+pub struct OptimizerState {
+    /// Running means of the gradient and of its square: torch's `exp_avg` and `exp_avg_sq`.
+    pub moments: HostMoments,
     /// Steps taken.
     pub step: u32,
 }
@@ -36,13 +33,12 @@ impl<B: Backend> Optimizer<B> {
     ///
     /// # Errors
     /// When the device has no room.
-    pub fn new(backend: &B, params: &[f32]) -> Result<Self> {
+    pub fn new(backend: &B, params: &[f32], storage: MomentStorage) -> Result<Self> {
         let vector = || backend.zeros(Dtype::F32, 1, params.len());
         let mut optimizer = Self {
             params: vector()?,
             grads: vector()?,
-            first_moment: vector()?,
-            second_moment: vector()?,
+            moments: backend.new_moments(params.len(), storage)?,
             norm: backend.zeros(Dtype::F32, 1, 1)?,
             parameters: params.len(),
             step: 0,
@@ -51,7 +47,7 @@ impl<B: Backend> Optimizer<B> {
         Ok(optimizer)
     }
 
-    /// Bytes that [`Optimizer::new`] takes for one of its four vectors.
+    /// Bytes that [`Optimizer::new`] takes for the adapter, and for its gradient.
     pub fn vector_bytes(parameters: usize) -> u64 {
         parameters as u64 * Dtype::F32.size() as u64
     }
@@ -60,10 +56,9 @@ impl<B: Backend> Optimizer<B> {
     ///
     /// # Errors
     /// When the device fails.
-    pub fn restore(&mut self, backend: &B, moments: &Moments) -> Result<()> {
-        backend.upload(&moments.exp_avg, &mut self.first_moment)?;
-        backend.upload(&moments.exp_avg_sq, &mut self.second_moment)?;
-        self.step = moments.step;
+    pub fn restore(&mut self, backend: &B, state: &OptimizerState) -> Result<()> {
+        backend.write_moments(&state.moments, &mut self.moments)?;
+        self.step = state.step;
         Ok(())
     }
 
@@ -72,28 +67,20 @@ impl<B: Backend> Optimizer<B> {
     /// # Errors
     /// When the device fails.
     pub fn download_params(&self, backend: &B) -> Result<Vec<f32>> {
-        self.download(backend, &self.params)
+        let mut values = vec![0.0; self.parameters];
+        backend.download(&self.params, &mut values)?;
+        Ok(values)
     }
 
     /// What to save of the optimiser.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn moments(&self, backend: &B) -> Result<Moments> {
-        Ok(Moments {
-            exp_avg: self.download(backend, &self.first_moment)?,
-            exp_avg_sq: self.download(backend, &self.second_moment)?,
-            step: self.step,
-        })
+    pub fn state(&self, backend: &B) -> Result<OptimizerState> {
+        Ok(OptimizerState { moments: backend.read_moments(&self.moments)?, step: self.step })
     }
 
-    fn download(&self, backend: &B, tensor: &B::Tensor) -> Result<Vec<f32>> {
-        let mut values = vec![0.0; self.parameters];
-        backend.download(tensor, &mut values)?;
-        Ok(values)
-    }
-
-    /// The norm of the gradient, before clipping.
+    /// The norm of the gradient, before clipping and as it is scaled.
     ///
     /// # Errors
     /// When the device fails.
@@ -104,11 +91,18 @@ impl<B: Backend> Optimizer<B> {
         Ok(norm[0])
     }
 
-    /// Takes one step with the gradient that [`Optimizer::grad_norm`] was asked about.
+    /// Takes one step with the gradient that [`Optimizer::grad_norm`] was asked about, which is that of `loss_scale`
+    /// times the loss.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn step(&mut self, backend: &B, training: &Training, learning_rate: f64) -> Result<()> {
+    pub fn step(
+        &mut self,
+        backend: &B,
+        training: &Training,
+        learning_rate: f64,
+        loss_scale: f32,
+    ) -> Result<()> {
         self.step += 1;
         let spec = AdamW {
             lr: learning_rate as f32,
@@ -118,15 +112,9 @@ impl<B: Backend> Optimizer<B> {
             weight_decay: training.weight_decay as f32,
             step: self.step,
             max_grad_norm: (training.max_grad_norm > 0.0).then_some(training.max_grad_norm as f32),
+            loss_scale,
         };
-        backend.adamw(
-            spec,
-            &self.grads,
-            &self.norm,
-            &mut self.params,
-            &mut self.first_moment,
-            &mut self.second_moment,
-        )?;
+        backend.adamw(spec, &self.grads, &self.norm, &mut self.params, &mut self.moments)?;
         Ok(())
     }
 }

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use eyas_backend::{Backend, Dtype};
+use eyas_backend::{Backend, Dtype, MomentStorage};
 use eyas_model::{Decoder, Footprint, LoraLayout, MemoryPlan, Retain, Workspace};
 
 use crate::optimizer::Optimizer;
@@ -34,6 +34,8 @@ pub struct Shape<'a> {
     pub max_sequences: usize,
     /// Targets of the micro-batch that has the most.
     pub max_targets: usize,
+    /// How the optimiser keeps its moments.
+    pub moments: MomentStorage,
 }
 
 /// A plan, and what it takes.
@@ -108,7 +110,7 @@ impl TrainingPlan {
             ("weights", weights.total()),
             ("adapter", vector),
             ("gradient", vector),
-            ("optimiser", 2 * vector),
+            ("optimiser", B::moment_bytes(layout.parameters(), shape.moments)),
             ("activations", activations),
             ("logits", all - activations),
             ("batch", batch + scalars),

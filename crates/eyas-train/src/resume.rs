@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use eyas_backend::Backend;
+use eyas_backend::{Backend, MomentFormat};
 use eyas_data::Example;
 use eyas_model::Model;
 use eyas_model::decoder::ProjectionKind;
@@ -57,6 +57,10 @@ pub(crate) fn describe<B: Backend>(
                 || !(WITHOUT_EFFECT.contains(&key.as_str()) || OF_SCHEDULE.contains(&key.as_str()))
         });
         run.extend(keys);
+    }
+    // Checkpoints from before there was a choice have 32.
+    if recipe.training.optim.moments().format == MomentFormat::Blockwise8 {
+        run.insert("optim_bits".into(), json!(8));
     }
     run.insert("max_steps".into(), json!(max_steps));
     run.insert("warmup_steps".into(), json!(warmup_steps));
@@ -134,6 +138,9 @@ pub(crate) fn compare(
             "device" => warnings.push(format!(
                 "the run began on {before} and goes on on {after}: the result may differ in its last bits"
             )),
+            "optim_bits" => {
+                differences.push("optim keeps its moments in 8 bits in one of them and in 32 in the other".into());
+            }
             "model" => differences.push("the model's weights are others".into()),
             "rows_sha256" => differences.push("the rows, or how they are encoded, are others".into()),
             _ => differences.push(format!("{name} was {before} and is now {after}")),

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use crate::checkpoint::{self, Contents, ExtraFile, Progress, TRAINER_STATE_FILE};
 use crate::engine::{Engine, Measured};
 use crate::events::{Ending, Evaluation, Event, Observer, Outcome, StepReport, Summary};
-use crate::optimizer::Moments;
+use crate::optimizer::OptimizerState;
 use crate::plan::{Shape, TrainingPlan};
 use crate::prepare::{Largest, check_dtype, check_rows, starting_checkpoint, within};
 use crate::recipe::{MemoryBudget, Recipe};
@@ -108,6 +108,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             warnings.extend(resume::compare(folder, &opened.run, &run)?);
         }
 
+        let moments = training.optim.moments();
         let shape = Shape {
             decoder: model.decoder(),
             layout: &layout,
@@ -116,6 +117,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             max_tokens,
             max_sequences: largest.rows.max(eval_sequences),
             max_targets: largest.targets,
+            moments,
         };
         let budget = match training.memory_budget {
             MemoryBudget::Bytes(bytes) => Some(bytes),
@@ -134,10 +136,13 @@ impl<'a, B: Backend> Trainer<'a, B> {
             Some(restored) => &restored.params,
             None => &layout.initialize(training.seed),
         };
-        let mut engine = Engine::new(backend, model, layout.clone(), params, plan.memory.clone())?;
+        let mut engine = Engine::new(backend, model, layout.clone(), params, moments, plan.memory.clone())?;
         if let (Some(opened), Some(restored)) = (opened, restored) {
-            engine.optimizer.restore(backend, &restored.moments)?;
+            engine.optimizer.restore(backend, &restored.optimizer)?;
             progress = opened.progress;
+            if engine.loss_scale.is_some() {
+                engine.loss_scale = progress.loss_scale.or(engine.loss_scale);
+            }
             state.log_history = restored.state.log_history;
             state.epoch = restored.state.epoch;
             state.total_flos = restored.state.total_flos;
@@ -229,16 +234,25 @@ impl<'a, B: Backend> Trainer<'a, B> {
             |done| observer.event(&Event::MicroBatch { done, of }),
         )?;
         let Some(Measured { loss, grad_norm }) = measured else { return Ok(false) };
-        for (what, value) in [("loss", loss), ("gradient's norm", grad_norm)] {
-            if !value.is_finite() {
-                return Err(self.not_finite(what, value));
-            }
+        if !loss.is_finite() {
+            return Err(self.not_finite("loss", loss));
         }
-        let learning_rate = self.schedule.rate(self.progress.global_step);
-        self.engine.update(training, learning_rate)?;
+        let learning_rate = self.schedule.rate(self.progress.updates());
+        if grad_norm.is_finite() {
+            self.engine.update(training, learning_rate)?;
+        } else if self.engine.back_off() {
+            let scale = self.engine.loss_scale.map_or(1.0, |scale| scale.scale);
+            observer.event(&Event::Warning(&format!(
+                "step {} is left out: a gradient overflowed float16. The loss is scaled by {scale} from now on",
+                self.progress.global_step + 1
+            )));
+        } else {
+            return Err(self.not_finite("gradient's norm", grad_norm));
+        }
         let seconds = begun.elapsed().as_secs_f64();
 
         let progress = &mut self.progress;
+        progress.loss_scale = self.engine.loss_scale;
         progress.global_step += 1;
         progress.micro_batches = progress.micro_batches.wrapping_add(of as u32);
         progress.position = step.to;
@@ -350,12 +364,12 @@ impl<'a, B: Backend> Trainer<'a, B> {
     fn save(&mut self, last: bool, observer: &mut dyn Observer) -> Result<()> {
         self.state.set_control(last);
         let adapter = self.adapter()?;
-        let moments: Moments = self.engine.optimizer.moments(self.job.backend)?;
+        let optimizer: OptimizerState = self.engine.optimizer.state(self.job.backend)?;
         let folder = checkpoint::write(
             &self.output,
             &Contents {
                 adapter: &adapter,
-                moments: &moments,
+                optimizer: &optimizer,
                 state: &self.state,
                 progress: &self.progress,
                 run: &self.run,

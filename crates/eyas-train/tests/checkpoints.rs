@@ -9,7 +9,7 @@ use common::*;
 use eyas_checkpoint::Checkpoint;
 use eyas_model::LoraAdapter;
 use eyas_train::checkpoint::find_last;
-use eyas_train::recipe::ResumeFrom;
+use eyas_train::recipe::{Optim, ResumeFrom};
 use eyas_train::{Ending, Error};
 
 fn names(folder: &Path) -> Vec<String> {
@@ -190,6 +190,35 @@ fn the_checkpoint_of_another_run_is_refused_with_what_differs() {
     refused(run(&quantised, &backend, &recipe), "the model's weights are others");
     // None of it has touched the checkpoints.
     assert_eq!(find_last(folder.path()).unwrap().newest, Some(folder.path().join("checkpoint-6")));
+}
+
+/// A value read back and quantised again need not keep its byte, so the bytes themselves are saved.
+#[test]
+fn moments_of_8_bits_are_saved_as_they_are() {
+    let backend = backend();
+    let model = load(&backend, "llama2", None);
+    let whole = tempfile::tempdir().unwrap();
+    let mut settings = recipe(whole.path());
+    settings.training.optim = Optim::PagedAdamw8bit;
+    let (expected, _) = run(&model, &backend, &settings).unwrap();
+    let full = tempfile::tempdir().unwrap();
+    assert_ne!(bits(&run(&model, &backend, &recipe(full.path())).unwrap().0), bits(&expected));
+
+    let folder = tempfile::tempdir().unwrap();
+    settings.training.output_dir = folder.path().display().to_string();
+    run_rows(&model, &backend, &settings, &rows(19), Some(4)).unwrap();
+    let state = Checkpoint::open(folder.path().join("checkpoint-4/optimizer.safetensors")).unwrap();
+    let parameters = expected.adapter.params.len();
+    assert_eq!(state.info("state1").unwrap().shape, [parameters]);
+    assert_eq!(state.info("absmax2").unwrap().shape, [parameters.div_ceil(256)]);
+    settings.training.resume_from_checkpoint = ResumeFrom::Last;
+    let mut other = settings.clone();
+    other.training.optim = Optim::AdamwTorch;
+    let message = run(&model, &backend, &other).unwrap_err().to_string();
+    assert!(message.contains("in 8 bits in one of them and in 32 in the other"), "{message}");
+    // Where they are kept is no matter.
+    settings.training.optim = Optim::AdamwBnb8bit;
+    assert_eq!(bits(&run(&model, &backend, &settings).unwrap().0), bits(&expected));
 }
 
 #[test]

@@ -80,7 +80,8 @@ fn check(name: &str, nf4: bool) {
             .map(|i| if i % 2 == 0 { Retain::Keep } else { Retain::Recompute })
             .collect(),
     };
-    let mut engine = Engine::new(&backend, &model, start.layout.clone(), &start.params, plan).unwrap();
+    let mut engine =
+        Engine::new(&backend, &model, start.layout.clone(), &start.params, Default::default(), plan).unwrap();
     let training = Training { max_grad_norm: train.max_grad_norm, ..Training::default() };
     let schedule = Schedule {
         lr_scheduler_type: train.lr_scheduler_type,

@@ -11,10 +11,10 @@ use eyas_backend::spec::{
     Activation, AdamW, Adapter, AttentionSpec, HostMatrix, NormSpec, Projection, QkvLayout, Rope, Storage,
     Write,
 };
-use eyas_backend::{Backend, Dtype, Error, FlatBatch, Result};
+use eyas_backend::{Backend, Dtype, Error, FlatBatch, HostMoments, MomentStorage, Result, StepShape};
 use eyas_model::{LoadOptions, ModelSource};
 use eyas_quant::Quantized;
-use eyas_train::recipe::GradientCheckpointing;
+use eyas_train::recipe::{GradientCheckpointing, Optim};
 use eyas_train::{Job, Trainer};
 
 /// A device that counts what is allocated and computes nothing.
@@ -39,8 +39,10 @@ impl DeviceTensor for Sized {
 
 /// Operations that a plan never comes to.
 macro_rules! operations {
-    ($($name:ident($($argument:ty),*);)+) => {
-        $(fn $name(&self, $(_: $argument),*) -> Result<()> {
+    (@result) => { () };
+    (@result $result:ty) => { $result };
+    ($($name:ident($($argument:ty),*) $(-> $result:ty)?;)+) => {
+        $(fn $name(&self, $(_: $argument),*) -> Result<operations!(@result $($result)?)> {
             Err(Error::Device { device: self.name(), reason: concat!(stringify!($name), " computes nothing").into() })
         })+
     };
@@ -52,6 +54,7 @@ impl Backend for Counting {
     type Tensor = Sized;
     type Weight = Sized;
     type Batch = ();
+    type Moments = MomentStorage;
 
     fn name(&self) -> String {
         "counting".into()
@@ -113,6 +116,15 @@ impl Backend for Counting {
         Ok(())
     }
 
+    fn moment_bytes(parameters: usize, storage: MomentStorage) -> u64 {
+        if storage.paged { 0 } else { storage.bytes(parameters) }
+    }
+
+    fn new_moments(&self, parameters: usize, storage: MomentStorage) -> Result<MomentStorage> {
+        self.bytes.fetch_add(Self::moment_bytes(parameters, storage), Ordering::Relaxed);
+        Ok(storage)
+    }
+
     fn new_batch(&self, _: usize, _: usize) -> Result<()> {
         Ok(())
     }
@@ -144,7 +156,9 @@ impl Backend for Counting {
         scatter_targets(&(), Range<usize>, &T, &mut T);
         cross_entropy(&(), Range<usize>, &mut T, &mut T, Option<f32>);
         grad_norm(&T, &mut T);
-        adamw(AdamW, &T, &T, &mut T, &mut T, &mut T);
+        read_moments(&MomentStorage) -> HostMoments;
+        write_moments(&HostMoments, &mut MomentStorage);
+        adamw(AdamW, &T, &T, &mut T, &mut MomentStorage);
     }
 }
 
@@ -153,7 +167,11 @@ fn the_plan_predicts_what_is_allocated() {
     let (train, eval) = (rows(40), rows(5));
     for name in ["llama2", "smollm2", "qwen3", "falcon-7b", "falcon-40b", "falcon-rw"] {
         for dtype in [Dtype::F32, Dtype::Bf16] {
-            for checkpointing in [GradientCheckpointing::Never, GradientCheckpointing::Always] {
+            for (checkpointing, optim) in [
+                (GradientCheckpointing::Never, Optim::AdamwTorch),
+                (GradientCheckpointing::Always, Optim::Adamw8bit),
+                (GradientCheckpointing::Always, Optim::PagedAdamw),
+            ] {
                 let backend = Counting { dtype, bytes: AtomicU64::new(0) };
                 let source = ModelSource::open(&fixture(name)).unwrap();
                 let options = LoadOptions { quantize: None, positions: 64 };
@@ -161,6 +179,7 @@ fn the_plan_predicts_what_is_allocated() {
                 let folder = tempfile::tempdir().unwrap();
                 let mut recipe = recipe(folder.path());
                 recipe.training.gradient_checkpointing = checkpointing;
+                recipe.training.optim = optim;
                 let before = backend.bytes.load(Ordering::Relaxed);
                 let job = Job {
                     backend: &backend,
@@ -178,7 +197,7 @@ fn the_plan_predicts_what_is_allocated() {
                 let planned: u64 =
                     plan.parts.iter().filter(|(part, _)| !elsewhere(part)).map(|(_, bytes)| bytes).sum();
                 let scalars = 2 * 4;
-                assert_eq!(counted, planned + scalars, "{name}, {dtype:?}, {checkpointing:?}");
+                assert_eq!(counted, planned + scalars, "{name}, {dtype:?}, {checkpointing:?}, {optim:?}");
             }
         }
     }

@@ -125,7 +125,8 @@ fn the_packing_of_micro_batches_does_not_matter() {
             .collect();
         let plan =
             MemoryPlan { max_tokens: 120, max_sequences: 6, logit_rows: 16, blocks: vec![Retain::Keep; 2] };
-        let mut engine = Engine::new(&backend, &model, layout.clone(), &params, plan).unwrap();
+        let mut engine =
+            Engine::new(&backend, &model, layout.clone(), &params, Default::default(), plan).unwrap();
         engine.accumulate(&micro_batches, 0, &Training::default(), &false.into(), |_| {}).unwrap().unwrap()
     };
     let together = measure(&[&[0, 1, 2, 3, 4, 5]]);

@@ -30,6 +30,7 @@ use rayon::prelude::*;
 use crate::backend::{Backend, DeviceTensor};
 use crate::batch::{FlatBatch, IGNORE_INDEX};
 use crate::memory::{StepShape, host_memory, resident_memory};
+use crate::moments::{HostMoments, MomentStorage};
 use crate::spec::{
     Activation, AdamW, Adapter, AttentionSpec, Dtype, HostMatrix, NormSpec, Projection, QkvLayout, Rope,
     Storage, Write,
@@ -123,6 +124,7 @@ impl Backend for CpuBackend {
     type Tensor = CpuTensor;
     type Weight = CpuWeight;
     type Batch = CpuBatch;
+    type Moments = HostMoments;
 
     /// Enough for a product to be fast, and few beside the activations.
     const LOGIT_ROWS: usize = 256;
@@ -452,15 +454,32 @@ impl Backend for CpuBackend {
         optimizer::grad_norm(grads, norm)
     }
 
+    fn moment_bytes(parameters: usize, storage: MomentStorage) -> u64 {
+        storage.bytes(parameters)
+    }
+
+    fn new_moments(&self, parameters: usize, storage: MomentStorage) -> Result<HostMoments> {
+        Ok(HostMoments::zeros(parameters, storage.format))
+    }
+
+    fn read_moments(&self, moments: &HostMoments) -> Result<HostMoments> {
+        Ok(moments.clone())
+    }
+
+    fn write_moments(&self, from: &HostMoments, moments: &mut HostMoments) -> Result<()> {
+        from.check("write_moments", moments.len(), moments.format())?;
+        moments.clone_from(from);
+        Ok(())
+    }
+
     fn adamw(
         &self,
         spec: AdamW,
         grads: &CpuTensor,
         norm: &CpuTensor,
         params: &mut CpuTensor,
-        first_moment: &mut CpuTensor,
-        second_moment: &mut CpuTensor,
+        moments: &mut HostMoments,
     ) -> Result<()> {
-        optimizer::adamw(spec, grads, norm, params, first_moment, second_moment)
+        optimizer::adamw(spec, grads, norm, params, moments)
     }
 }

@@ -1,11 +1,13 @@
 //! Gradient norm and AdamW.
 
+use eyas_quant::{dequantize_blockwise_8bit, quantize_blockwise_8bit};
 use rayon::prelude::*;
 
 use super::CpuTensor;
 use super::simd::vectorised;
 use super::tasks::TASK;
 use crate::backend::DeviceTensor;
+use crate::moments::{Blockwise8, HostMoments, MOMENT_BLOCK, moment_map};
 use crate::spec::{AdamW, check_shape};
 use crate::{Error, Result};
 
@@ -37,14 +39,12 @@ pub(super) fn adamw(
     grads: &CpuTensor,
     norm: &CpuTensor,
     params: &mut CpuTensor,
-    first_moment: &mut CpuTensor,
-    second_moment: &mut CpuTensor,
+    moments: &mut HostMoments,
 ) -> Result<()> {
     let (rows, cols) = params.shape();
     check_shape("adamw", "grads", grads, rows, cols)?;
     check_shape("adamw", "norm", norm, 1, 1)?;
-    check_shape("adamw", "first_moment", first_moment, rows, cols)?;
-    check_shape("adamw", "second_moment", second_moment, rows, cols)?;
+    moments.check("adamw", rows * cols, moments.format())?;
     if spec.step == 0 {
         return Err(Error::Shape {
             op: "adamw",
@@ -52,15 +52,45 @@ pub(super) fn adamw(
         });
     }
     let factors = AdamWFactors::new(&spec);
-    let clip = clip_coefficient(spec.max_grad_norm, norm.data()[0]);
-    params
-        .rows_mut(rows)
-        .par_chunks_mut(TASK)
-        .zip(first_moment.rows_mut(rows).par_chunks_mut(TASK))
-        .zip(second_moment.rows_mut(rows).par_chunks_mut(TASK))
-        .zip(grads.rows(rows).par_chunks(TASK))
-        .for_each(|(((params, m), v), grads)| update(&factors, clip, grads, params, m, v));
+    let scale = gradient_scale(&spec, norm.data()[0]);
+    let (params, grads) = (params.rows_mut(rows).par_chunks_mut(TASK), grads.rows(rows).par_chunks(TASK));
+    match moments {
+        HostMoments::F32([first, second]) => params
+            .zip(first.par_chunks_mut(TASK))
+            .zip(second.par_chunks_mut(TASK))
+            .zip(grads)
+            .for_each(|(((params, m), v), grads)| update(&factors, scale, grads, params, m, v)),
+        HostMoments::Blockwise8([first, second]) => {
+            params.zip(pieces(first)).zip(pieces(second)).zip(grads).try_for_each(
+                |(((params, mut first), mut second), grads)| {
+                    let mut m = read_blocks(0, &first)?;
+                    let mut v = read_blocks(1, &second)?;
+                    update(&factors, scale, grads, params, &mut m, &mut v);
+                    write_blocks(0, &m, &mut first)?;
+                    write_blocks(1, &v, &mut second)
+                },
+            )?;
+        }
+    }
     Ok(())
+}
+
+/// Codes and scales of neighbouring blocks.
+type Blocks<'a> = (&'a mut [u8], &'a mut [f32]);
+
+fn pieces(moment: &mut Blockwise8) -> impl IndexedParallelIterator<Item = Blocks<'_>> {
+    let Blockwise8 { codes, absmax } = moment;
+    codes.par_chunks_mut(TASK).zip(absmax.par_chunks_mut(TASK / MOMENT_BLOCK))
+}
+
+fn read_blocks(moment: usize, (codes, absmax): &Blocks<'_>) -> Result<Vec<f32>> {
+    let mut values = vec![0.0; codes.len()];
+    dequantize_blockwise_8bit(codes, absmax, moment_map(moment), MOMENT_BLOCK, &mut values)?;
+    Ok(values)
+}
+
+fn write_blocks(moment: usize, values: &[f32], (codes, absmax): &mut Blocks<'_>) -> Result<()> {
+    Ok(quantize_blockwise_8bit(values, moment_map(moment), MOMENT_BLOCK, codes, absmax)?)
 }
 
 /// What a step multiplies by, worked out in `f64` from the constants as a person wrote them and rounded once: an
@@ -104,7 +134,12 @@ fn shortest_decimal(value: f32) -> f64 {
     value.to_string().parse().unwrap_or(f64::from(value))
 }
 
-/// What gradients are scaled by; NaN when their norm is, so that a broken step shows.
+/// What gradients are multiplied by: out of the loss's scale, then clipped.
+fn gradient_scale(spec: &AdamW, norm: f32) -> f32 {
+    clip_coefficient(spec.max_grad_norm, norm / spec.loss_scale) / spec.loss_scale
+}
+
+/// What clipping multiplies gradients by; NaN when their norm is, so that a broken step shows.
 fn clip_coefficient(max_grad_norm: Option<f32>, norm: f32) -> f32 {
     match max_grad_norm.map(|max| max / (norm + 1e-6)) {
         None => 1.0,
@@ -116,12 +151,12 @@ fn clip_coefficient(max_grad_norm: Option<f32>, norm: f32) -> f32 {
 vectorised! {
     /// One step, in the order of `torch.optim.AdamW`'s operations.
     fn update(
-        f: &AdamWFactors, clip: f32, grads: &[f32], params: &mut [f32], m: &mut [f32], v: &mut [f32],
+        f: &AdamWFactors, scale: f32, grads: &[f32], params: &mut [f32], m: &mut [f32], v: &mut [f32],
     ) {
         let n = params.len();
         let (grads, m, v) = (&grads[..n], &mut m[..n], &mut v[..n]);
         for i in 0..n {
-            let g = clip * grads[i];
+            let g = scale * grads[i];
             m[i] += f.first * (g - m[i]);
             v[i] = (f.second * g).mul_add(g, f.decay * v[i]);
             let root = v[i].sqrt() / f.second_correction + f.eps;
@@ -144,6 +179,7 @@ mod tests {
             weight_decay: 0.0,
             step: 1,
             max_grad_norm: None,
+            loss_scale: 1.0,
         };
         let factors = AdamWFactors::new(&spec);
         assert_eq!(factors.first, 0.1);

@@ -22,7 +22,7 @@ use crate::spec::Dtype;
 use crate::{Backend, DeviceTensor, FlatBatch, IGNORE_INDEX, Result};
 
 /// The operations of [`Backend`] that [`check`] compares.
-pub const OPS: [&str; 27] = [
+pub const OPS: [&str; 29] = [
     "clear",
     "download_weight",
     "embed",
@@ -49,6 +49,8 @@ pub const OPS: [&str; 27] = [
     "cross_entropy (gradient)",
     "grad_norm",
     "adamw",
+    "adamw (8 bits)",
+    "adamw (paged)",
     "load_quantized",
 ];
 

@@ -1,6 +1,7 @@
 //! The gradient's norm and AdamW.
 
-use super::Checker;
+use super::{Checker, OpParity, tolerance};
+use crate::moments::{HostMoments, MomentFormat, MomentStorage};
 use crate::spec::AdamW;
 use crate::{Backend, Dtype, Result};
 
@@ -25,13 +26,22 @@ struct Constants {
 }
 
 pub(super) fn check<B: Backend>(checker: &mut Checker<'_, B>) -> Result<()> {
-    let backend = checker.backend;
     for len in [1, 70_001] {
+        check_formats(checker, len)?;
+    }
+    Ok(())
+}
+
+fn check_formats<B: Backend>(checker: &mut Checker<'_, B>, len: usize) -> Result<()> {
+    let backend = checker.backend;
+    for (op, format) in [("adamw", MomentFormat::F32), ("adamw (8 bits)", MomentFormat::Blockwise8)] {
         let mut params = checker.parameter(1, len, 0.0)?;
-        let mut first = checker.operand(Dtype::F32, len, &vec![0.0; len])?;
-        let mut second = checker.operand(Dtype::F32, len, &vec![0.0; len])?;
+        let mut moments = backend.new_moments(len, MomentStorage { format, paged: false })?;
+        let mut paged = backend.new_moments(len, MomentStorage { format, paged: true })?;
+        let mut values = HostMoments::zeros(len, format).values();
         let mut norm = checker.operand(Dtype::F32, 1, &[7.0])?;
-        for (step, max_grad_norm, weight_decay) in [(1, Some(0.3), 0.0), (2, None, 0.1), (3, Some(1e6), 0.01)]
+        for (step, max_grad_norm, weight_decay, loss_scale) in
+            [(1, Some(0.3), 0.0, 1.0), (2, None, 0.1, 1024.0), (3, Some(1e6), 0.01, 3.0)]
         {
             let case = format!("{len} parameters, step {step}");
             let grads = checker.parameter(1, len, 0.0)?;
@@ -47,23 +57,24 @@ pub(super) fn check<B: Backend>(checker: &mut Checker<'_, B>) -> Result<()> {
                 weight_decay,
                 step: step as u32,
                 max_grad_norm,
+                loss_scale,
             };
-            let (first_tensor, second_tensor) = (&mut first.tensor, &mut second.tensor);
-            backend.adamw(
-                spec,
-                &grads.tensor,
-                &norm.tensor,
-                &mut params.tensor,
-                first_tensor,
-                second_tensor,
-            )?;
+            let mut same = checker.operand(Dtype::F32, len, &checker.values(&params.tensor)?)?;
+            backend.adamw(spec, &grads.tensor, &norm.tensor, &mut params.tensor, &mut moments)?;
+            backend.adamw(spec, &grads.tensor, &norm.tensor, &mut same.tensor, &mut paged)?;
+
             let weight_decay = f64::from((weight_decay * 1e6).round()) / 1e6;
             let constants = Constants { lr: 2e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay, step };
-            let clip = max_grad_norm.map_or(1.0, |max| (f64::from(max) / (want + 1e-6)).min(1.0));
+            let loss_scale = f64::from(loss_scale);
+            let clip =
+                max_grad_norm.map_or(1.0, |max| (f64::from(max) / (want / loss_scale + 1e-6)).min(1.0));
             let before = params.values.clone();
-            for i in 0..len {
-                let (m, v) = (&mut first.values[i], &mut second.values[i]);
-                adamw(&constants, clip * grads.values[i], &mut params.values[i], m, v);
+            let [first, second] = values.each_mut();
+            for (i, (m, v)) in first.iter_mut().zip(second).enumerate() {
+                let (mut mean, mut square) = (f64::from(*m), f64::from(*v));
+                let gradient = clip * grads.values[i] / loss_scale;
+                adamw(&constants, gradient, &mut params.values[i], &mut mean, &mut square);
+                (*m, *v) = (mean as f32, square as f32);
             }
             // The step itself, which the parameters would drown.
             let got = checker.values(&params.tensor)?;
@@ -71,19 +82,36 @@ pub(super) fn check<B: Backend>(checker: &mut Checker<'_, B>) -> Result<()> {
                 got.iter().zip(&before).map(|(x, before)| (f64::from(*x) - before) as f32).collect();
             let want: Vec<f64> = params.values.iter().zip(&before).map(|(x, before)| x - before).collect();
             let moved = checker.operand(Dtype::F32, len, &moved)?;
-            checker.compare_within("adamw", format!("{case}, update"), &moved.tensor, &want, &[], 2e-4)?;
-            checker.compare("adamw", format!("{case}, first moment"), &first.tensor, &first.values, &[])?;
-            checker.compare(
-                "adamw",
-                format!("{case}, second moment"),
-                &second.tensor,
-                &second.values,
-                &[],
-            )?;
-            checker.compare("adamw", format!("{case}, parameters"), &params.tensor, &params.values, &[])?;
-            for operand in [&mut params, &mut first, &mut second] {
-                operand.values = checker.values(&operand.tensor)?.into_iter().map(f64::from).collect();
+            checker.compare_within(op, format!("{case}, update"), &moved.tensor, &want, &[], 2e-4)?;
+            checker.compare(op, format!("{case}, parameters"), &params.tensor, &params.values, &[])?;
+
+            // Rounded to the format as the device should; a value between two levels may take either.
+            let want = HostMoments::F32(values).into_format(format)?.values();
+            let tolerance = if format == MomentFormat::F32 { tolerance(Dtype::F32) } else { 1e-3 };
+            let kept = backend.read_moments(&moments)?;
+            values = kept.values();
+            for (name, got, want) in [("first", &values[0], &want[0]), ("second", &values[1], &want[1])] {
+                let want: Vec<f64> = want.iter().map(|x| f64::from(*x)).collect();
+                let got = checker.operand(Dtype::F32, len, got)?;
+                checker.compare_within(
+                    op,
+                    format!("{case}, {name} moment"),
+                    &got.tensor,
+                    &want,
+                    &[],
+                    tolerance,
+                )?;
             }
+            let alike = |case: String, same: bool| {
+                let error = if same { 0.0 } else { f64::NAN };
+                OpParity { op: "adamw (paged)", case, error, tolerance: 0.0 }
+            };
+            let equal = backend.read_moments(&paged)? == kept && checker.values(&same.tensor)? == got;
+            checker.rows.push(alike(format!("{op}, {case}, bits of the resident"), equal));
+            backend.write_moments(&kept, &mut paged)?;
+            let equal = backend.read_moments(&paged)? == kept;
+            checker.rows.push(alike(format!("{op}, {case}, written and read"), equal));
+            params.values = got.into_iter().map(f64::from).collect();
         }
     }
     Ok(())

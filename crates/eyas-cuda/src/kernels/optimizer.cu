@@ -50,14 +50,27 @@ struct AdamW {
     float step_size;        // lr / (1 - beta1^step)
     float root_correction;  // 1 / sqrt(1 - beta2^step)
     float max_grad_norm;    // infinite: no clipping
+    float loss_scale;
 };
 
-KERNEL void adamw(AdamW c, const float *grads, const float *norm, float *params, float *first, float *second, u64 n) {
+// What gradients are multiplied by: out of the loss's scale, then clipped; NaN when their norm is.
+__device__ __forceinline__ float gradient_scale(const AdamW &c, float norm) {
     float clip = 1.0f;
     if (c.max_grad_norm < INF) {
-        const float ratio = c.max_grad_norm / (*norm + 1e-6f);
+        const float ratio = c.max_grad_norm / (norm / c.loss_scale + 1e-6f);
         clip = ratio < 1.0f || ratio != ratio ? ratio : 1.0f;
     }
+    return clip / c.loss_scale;
+}
+
+__device__ __forceinline__ void adamw_value(const AdamW &c, float grad, float &p, float &m, float &v) {
+    m = m + c.take1 * (grad - m);
+    v = v * c.beta2 + c.take2 * grad * grad;
+    p = p * c.decay - c.step_size * m / (sqrtf(v) * c.root_correction + c.eps);
+}
+
+KERNEL void adamw(AdamW c, const float *grads, const float *norm, float *params, float *first, float *second, u64 n) {
+    const float scale = gradient_scale(c, *norm);
     const u64 chunks = (n + 3) / 4;
     for (u64 i = blockIdx.x * (u64)blockDim.x + threadIdx.x; i < chunks; i += (u64)gridDim.x * blockDim.x) {
         float g[4], p[4], m[4], v[4];
@@ -77,12 +90,7 @@ KERNEL void adamw(AdamW c, const float *grads, const float *norm, float *params,
             }
         }
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const float grad = g[j] * clip;
-            m[j] = m[j] + c.take1 * (grad - m[j]);
-            v[j] = v[j] * c.beta2 + c.take2 * grad * grad;
-            p[j] = p[j] * c.decay - c.step_size * m[j] / (sqrtf(v[j]) * c.root_correction + c.eps);
-        }
+        for (int j = 0; j < 4; j++) adamw_value(c, g[j] * scale, p[j], m[j], v[j]);
         if (whole) {
             ((float4 *)params)[i] = *(float4 *)p;
             ((float4 *)first)[i] = *(float4 *)m;
@@ -93,6 +101,88 @@ KERNEL void adamw(AdamW c, const float *grads, const float *norm, float *params,
                 first[i * 4 + j] = m[j];
                 second[i * 4 + j] = v[j];
             }
+        }
+    }
+}
+
+// One moment's bytes, with a scale for each 256 of them.
+struct Blockwise {
+    u8 *codes;
+    float *absmax;
+};
+
+// Eight bytes of a lane as values.
+__device__ __forceinline__ void read_codes(const u8 *codes, float scale, const float *levels, float (&v)[8]) {
+    const uint2 raw = *(const uint2 *)codes;
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = levels[((i < 4 ? raw.x : raw.y) >> (i % 4 * 8)) & 255] * scale;
+}
+// Eight values of each lane of a warp to the nearest levels under their common scale, which is returned. A value midway
+// takes the lower level.
+__device__ __forceinline__ float write_codes(u8 *codes, const float *midpoints, const float (&v)[8]) {
+    float top = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 8; i++) top = fmaxf(top, fabsf(v[i]));
+    top = warp_max(top);
+    const float inverse = __fdiv_rn(1.0f, fmaxf(top, 1e-38f));
+    u32 words[2] = {0, 0};
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const float scaled = __fmul_rn(v[i], inverse);
+        int code = 0;
+#pragma unroll
+        for (int step = 128; step > 0; step >>= 1) code += scaled > midpoints[code + step - 1] ? step : 0;
+        words[i / 4] |= (u32)code << (i % 4 * 8);
+    }
+    *(uint2 *)codes = make_uint2(words[0], words[1]);
+    return top;
+}
+
+// AdamW whose moments are bytes: the first on the levels maps[0 .. 256], the second on maps[256 .. 512]. A warp takes a
+// block of 256 values, a lane eight neighbours of it. The codes are allocated in whole blocks.
+KERNEL __launch_bounds__(256) void adamw_blockwise(AdamW c, const float *grads, const float *norm, float *params,
+                                                   Blockwise first, Blockwise second, const float *maps, u64 n) {
+    __shared__ float levels[2][256], midpoints[2][256];
+    for (int i = threadIdx.x; i < 512; i += blockDim.x) {
+        levels[i / 256][i % 256] = maps[i];
+        midpoints[i / 256][i % 256] = i % 256 < 255 ? (maps[i] + maps[i + 1]) * 0.5f : INF;
+    }
+    __syncthreads();
+    const float scale = gradient_scale(c, *norm);
+    const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
+    const u64 blocks = (n + 255) / 256;
+    for (u64 b = blockIdx.x * (u64)warps + threadIdx.x / 32; b < blocks; b += (u64)gridDim.x * warps) {
+        const u64 i = b * 256 + lane * 8;
+        const bool whole = i + 8 <= n;
+        float g[8], p[8], m[8], v[8];
+        if (whole) {
+            Eight<float>::load(grads + i, g);
+            Eight<float>::load(params + i, p);
+        } else {
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                g[j] = i + j < n ? grads[i + j] : 0.0f;
+                p[j] = i + j < n ? params[i + j] : 0.0f;
+            }
+        }
+        read_codes(first.codes + i, first.absmax[b], levels[0], m);
+        read_codes(second.codes + i, second.absmax[b], levels[1], v);
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            adamw_value(c, g[j] * scale, p[j], m[j], v[j]);
+            // Beyond the end nothing may raise the block's scale.
+            if (i + j >= n) m[j] = v[j] = 0.0f;
+        }
+        const float top1 = write_codes(first.codes + i, midpoints[0], m);
+        const float top2 = write_codes(second.codes + i, midpoints[1], v);
+        __syncwarp();
+        if (lane == 0) first.absmax[b] = top1, second.absmax[b] = top2;
+        if (whole) {
+            Eight<float>::store(params + i, p);
+        } else {
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                if (i + j < n) params[i + j] = p[j];
         }
     }
 }

@@ -168,7 +168,8 @@ sections! {
         per_device_eval_batch_size: usize = 8,
         /// Micro-batches whose gradients are summed for one step.
         gradient_accumulation_steps: usize = 1,
-        /// `adamw_torch` or `paged_adamw_32bit`: AdamW with both moments in 32 bits.
+        /// AdamW: `adamw_torch` keeps its moments in 32 bits, `adamw_8bit` in 8; `paged_adamw_32bit` and
+        /// `paged_adamw_8bit` keep them in pinned host memory.
         optim: Optim = Optim::AdamwTorch,
         /// Peak of the learning rate.
         learning_rate: f64 = 2e-4,

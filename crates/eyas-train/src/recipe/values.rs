@@ -1,6 +1,6 @@
 //! The values of keys that are neither a number nor a plain text.
 
-use eyas_backend::Dtype;
+use eyas_backend::{Dtype, MomentFormat, MomentStorage};
 use eyas_quant::QuantType;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -64,52 +64,66 @@ pub enum PromptStyle {
     HumanAssistant,
 }
 
-/// An optimiser's name. All of them are AdamW with 32-bit moments: the paged kind is about where the moments live,
-/// which the memory plan decides, not about what is computed.
+/// An optimiser's name. All of them are AdamW; they differ in where the moments are kept, and in how many bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Optim {
     /// `torch.optim.AdamW`.
     AdamwTorch,
-    /// The same in fewer kernels.
+    /// The same in fewer kernels, as every update here is.
     AdamwTorchFused,
-    /// bitsandbytes' AdamW in unified memory.
+    /// Moments in pinned host memory.
     PagedAdamw32bit,
     /// Another name of it.
     PagedAdamw,
+    /// Moments of a byte each.
+    Adamw8bit,
+    /// Another name of it.
+    AdamwBnb8bit,
+    /// Moments of a byte each, in pinned host memory.
+    PagedAdamw8bit,
 }
 
 impl Optim {
-    const NAMES: [(Self, &'static str); 4] = [
-        (Self::AdamwTorch, "adamw_torch"),
-        (Self::AdamwTorchFused, "adamw_torch_fused"),
-        (Self::PagedAdamw32bit, "paged_adamw_32bit"),
-        (Self::PagedAdamw, "paged_adamw"),
-    ];
+    const NAMES: [(Self, &'static str, MomentStorage); 7] = {
+        use MomentFormat::{Blockwise8, F32};
+        const fn kept(format: MomentFormat, paged: bool) -> MomentStorage {
+            MomentStorage { format, paged }
+        }
+        [
+            (Self::AdamwTorch, "adamw_torch", kept(F32, false)),
+            (Self::AdamwTorchFused, "adamw_torch_fused", kept(F32, false)),
+            (Self::PagedAdamw32bit, "paged_adamw_32bit", kept(F32, true)),
+            (Self::PagedAdamw, "paged_adamw", kept(F32, true)),
+            (Self::Adamw8bit, "adamw_8bit", kept(Blockwise8, false)),
+            (Self::AdamwBnb8bit, "adamw_bnb_8bit", kept(Blockwise8, false)),
+            (Self::PagedAdamw8bit, "paged_adamw_8bit", kept(Blockwise8, true)),
+        ]
+    };
+
+    /// How the moments are kept.
+    pub fn moments(self) -> MomentStorage {
+        let found = Self::NAMES.iter().find(|(known, ..)| *known == self);
+        found.map_or_else(MomentStorage::default, |(.., storage)| *storage)
+    }
 }
 
 impl TryFrom<String> for Optim {
     type Error = String;
 
     fn try_from(name: String) -> Result<Self, String> {
-        if let Some((optim, _)) = Self::NAMES.iter().find(|(_, known)| *known == name) {
+        if let Some((optim, ..)) = Self::NAMES.iter().find(|(_, known, _)| *known == name) {
             return Ok(*optim);
         }
-        if name.contains("8bit") {
-            return Err(format!(
-                "`{name}` keeps its moments in 8 bits, which eyas does not; use `paged_adamw_32bit`: an adapter's \
-                 moments are small"
-            ));
-        }
-        let names: Vec<String> = Self::NAMES.iter().map(|(_, name)| format!("`{name}`")).collect();
+        let names: Vec<String> = Self::NAMES.iter().map(|(_, name, _)| format!("`{name}`")).collect();
         Err(format!("`{name}` is not supported; use one of {}", names.join(", ")))
     }
 }
 
 impl From<Optim> for String {
     fn from(optim: Optim) -> Self {
-        let found = Optim::NAMES.iter().find(|(known, _)| *known == optim);
-        found.map_or_else(Self::new, |(_, name)| (*name).into())
+        let found = Optim::NAMES.iter().find(|(known, ..)| *known == optim);
+        found.map_or_else(Self::new, |(_, name, _)| (*name).into())
     }
 }
 
@@ -303,12 +317,17 @@ mod tests {
     }
 
     #[test]
-    fn eight_bit_optimisers_are_refused_with_a_way_out() {
-        let error = Optim::try_from("paged_adamw_8bit".to_owned()).unwrap_err();
-        assert!(error.contains("8 bits") && error.contains("paged_adamw_32bit"), "{error}");
-        assert_eq!(
-            String::from(Optim::try_from("paged_adamw_32bit".to_owned()).unwrap()),
-            "paged_adamw_32bit"
+    fn optimisers_are_known_by_their_names() {
+        for (optim, name, _) in Optim::NAMES {
+            assert_eq!(Optim::try_from(name.to_owned()), Ok(optim));
+            assert_eq!(String::from(optim), name);
+            assert_eq!(optim.moments().paged, name.contains("paged"), "{name}");
+            assert_eq!(optim.moments().format == MomentFormat::Blockwise8, name.contains("8bit"), "{name}");
+        }
+        let error = Optim::try_from("lion_8bit".to_owned()).unwrap_err();
+        assert!(
+            error.contains("`lion_8bit` is not supported") && error.contains("`paged_adamw_8bit`"),
+            "{error}"
         );
     }
 }

@@ -70,7 +70,7 @@ impl Work for Examine {
         println!("  {:<12} {:.1} GB/s", "memory", ceilings.memory / 1e9);
         if self.on_card {
             println!(
-                "  {:<12} {:.1} GB/s to it, {:.1} GB/s back, converted on the way",
+                "  {:<12} {:.1} GB/s to it, {:.1} GB/s back, by way of pageable memory",
                 "bus",
                 ceilings.bus.0 / 1e9,
                 ceilings.bus.1 / 1e9

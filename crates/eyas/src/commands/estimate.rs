@@ -80,6 +80,7 @@ impl Estimate<'_> {
             max_tokens: tokens,
             max_sequences: batch,
             max_targets: tokens,
+            moments: recipe.training.optim.moments(),
         };
         Ok(TrainingPlan::new::<B>(&shape, recipe.training.gradient_checkpointing, budget, None)?)
     }

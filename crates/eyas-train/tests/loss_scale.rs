@@ -1,0 +1,94 @@
+//! Loss scaling: it changes no bit where nothing overflows, and leaves a step out where something does.
+
+mod common;
+
+use std::path::Path;
+
+use common::*;
+use eyas_backend::{CpuBackend, FlatBatch};
+use eyas_model::{LoraLayout, MemoryPlan, Model, Retain};
+use eyas_train::Engine;
+use eyas_train::checkpoint::Progress;
+use eyas_train::loss_scale::LossScale;
+use eyas_train::recipe::Training;
+
+fn engine<'a>(backend: &'a CpuBackend, model: &'a Model<CpuBackend>) -> Engine<'a, CpuBackend> {
+    let layout = LoraLayout::new(model.decoder(), recipe(Path::new("x")).lora.config()).unwrap();
+    let params: Vec<f32> = (0..layout.parameters()).map(|i| (i as f32 * 0.37).sin() * 0.05).collect();
+    let plan = MemoryPlan { max_tokens: 60, max_sequences: 4, logit_rows: 16, blocks: vec![Retain::Keep; 2] };
+    Engine::new(backend, model, layout, &params, Default::default(), plan).unwrap()
+}
+
+fn micro_batch() -> FlatBatch {
+    let mut batch = FlatBatch::new();
+    for row in &rows(4) {
+        batch.push_causal(&row.input_ids, &row.target_mask).unwrap();
+    }
+    batch
+}
+
+fn scaled(scale: f32) -> Option<LossScale> {
+    Some(LossScale { scale, ..LossScale::default() })
+}
+
+#[test]
+fn a_scaled_loss_gives_the_same_bits() {
+    let backend = backend();
+    let model = load(&backend, "llama2", None);
+    let batches = [micro_batch()];
+    let train = |scale: Option<LossScale>| {
+        let mut engine = engine(&backend, &model);
+        assert_eq!(engine.loss_scale, None, "the CPU computes in full precision");
+        engine.loss_scale = scale;
+        let training = Training { max_grad_norm: 0.3, weight_decay: 0.01, ..Training::default() };
+        let measured: Vec<_> = (0..3)
+            .map(|step| {
+                let measured = engine.accumulate(&batches, step, &training, &false.into(), |_| {}).unwrap();
+                engine.update(&training, 1e-3).unwrap();
+                measured.unwrap()
+            })
+            .collect();
+        (measured, engine.optimizer.download_params(&backend).unwrap())
+    };
+    assert_eq!(train(None), train(scaled(65536.0)));
+}
+
+#[test]
+fn an_overflow_leaves_the_step_out_and_halves_the_scale() {
+    let backend = backend();
+    let model = load(&backend, "llama2", None);
+    let mut engine = engine(&backend, &model);
+    // The gradient of so large a loss is beyond f32, as that of 65536 times the loss may be beyond half precision.
+    engine.loss_scale = scaled(2f32.powi(127));
+    let training = Training::default();
+    let before = engine.optimizer.state(&backend).unwrap();
+    let mut skipped = 0;
+    loop {
+        let measured =
+            engine.accumulate(&[micro_batch()], 0, &training, &false.into(), |_| {}).unwrap().unwrap();
+        assert!(measured.loss.is_finite());
+        if measured.grad_norm.is_finite() {
+            break;
+        }
+        assert!(engine.back_off());
+        skipped += 1;
+        assert_eq!(engine.optimizer.state(&backend).unwrap(), before);
+    }
+    let scale = engine.loss_scale.unwrap();
+    assert!(skipped > 0, "nothing overflowed");
+    assert_eq!((scale.skipped, scale.scale), (skipped, 2f32.powi(127 - skipped as i32)));
+    engine.update(&training, 1e-3).unwrap();
+    assert_eq!(engine.optimizer.state(&backend).unwrap().step, 1);
+    assert_eq!(engine.loss_scale.unwrap().good_steps, 1);
+}
+
+#[test]
+fn updates_are_the_steps_that_were_not_left_out() {
+    let mut progress = Progress { global_step: 7, ..Progress::default() };
+    assert_eq!(progress.updates(), 7);
+    assert!(!serde_json::to_string(&progress).unwrap().contains("loss_scale"));
+    progress.loss_scale = Some(LossScale { scale: 512.0, good_steps: 3, skipped: 2 });
+    assert_eq!(progress.updates(), 5);
+    let text = serde_json::to_string(&progress).unwrap();
+    assert_eq!(serde_json::from_str::<Progress>(&text).unwrap(), progress);
+}
