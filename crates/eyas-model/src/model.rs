@@ -299,7 +299,7 @@ mod tests {
     #[test]
     fn chunks_are_alike_and_within_the_plan() {
         for (targets, most, rows) in
-            [(15_027, 2048, 1920), (2048, 2048, 2048), (5, 256, 64), (100, 16, 16), (0, 16, 16)]
+            [(15_027, 2048, 1920), (2048, 2048, 2048), (5, 256, 64), (100, 16, 16), (0, 16, 1)]
         {
             assert_eq!(chunk_rows(targets, most), rows, "{targets} in {most}");
             assert!(rows * targets.div_ceil(most) >= targets);
