@@ -66,9 +66,9 @@ fn prefetch(values: &[f32], first: usize, len: usize) {
     }
 }
 
-/// The depth as packed: whole steps.
+/// The depth as packed.
 pub(super) const fn padded_depth<K: Kernel>(depth: usize) -> usize {
-    depth.next_multiple_of(K::STEP)
+    depth.next_multiple_of(K::GRAIN)
 }
 
 /// Elements of the panels of `depth x cols`.
@@ -302,5 +302,6 @@ mod tests {
     fn panels_hold_each_column_in_its_place() {
         check::<PortableF32>();
         check::<PortableBf16>();
+        check::<crate::cpu::amx::EmulatedAmx>();
     }
 }
