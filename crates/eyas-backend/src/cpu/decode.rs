@@ -24,14 +24,14 @@ impl Codebook {
     /// Decodes the `out.len()` codes from number `first` on of `packed`, whose first code is in the high nibble of
     /// its first byte: `level * scale`, rounded once.
     ///
-    /// `scales[i]` belongs to the codes of block `first / block_size + i`. `block_size` is a multiple of 32.
-    pub fn decode(&self, packed: &[u8], first: usize, block_size: usize, scales: &[f32], out: &mut [f32]) {
-        let block = first / block_size;
+    /// `scales[i]` belongs to the codes of block `(first >> shift) + i`; a block is `1 << shift` codes, at least 32.
+    pub fn decode(&self, packed: &[u8], first: usize, shift: u32, scales: &[f32], out: &mut [f32]) {
+        let block = first >> shift;
         let mut index = first;
         let mut done = 0;
         while done < out.len() {
-            let scale = scales[index / block_size - block];
-            let len = (block_size - index % block_size).min(out.len() - done);
+            let scale = scales[(index >> shift) - block];
+            let len = ((((index >> shift) + 1) << shift) - index).min(out.len() - done);
             self.decode_run(packed, index, scale, &mut out[done..done + len]);
             index += len;
             done += len;
@@ -180,11 +180,12 @@ mod tests {
         let packed: Vec<u8> = (0..512u32).map(|i| (i * 167 + 13) as u8).collect();
         let scales: Vec<f32> = (0..32).map(|i| 0.1 + i as f32).collect();
         let code = |i: usize| if i.is_multiple_of(2) { packed[i / 2] >> 4 } else { packed[i / 2] & 15 };
-        for block_size in [32, 64, 256] {
+        for shift in [5, 6, 8] {
+            let block_size = 1 << shift;
             for first in [0, 1, 2, 31, 32, 62, 64, 65, 300] {
                 for len in [0, 1, 5, 32, 63, 64, 96, 97, 500] {
                     let mut out = vec![0.0; len];
-                    book.decode(&packed, first, block_size, &scales[first / block_size..], &mut out);
+                    book.decode(&packed, first, shift, &scales[first / block_size..], &mut out);
                     for (i, out) in out.into_iter().enumerate() {
                         let scale = scales[(first + i) / block_size];
                         assert_eq!(out.to_bits(), (levels[usize::from(code(first + i))] * scale).to_bits());

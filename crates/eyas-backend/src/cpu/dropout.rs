@@ -1,5 +1,12 @@
 //! Dropout on the input of the low-rank updates.
 
+use rayon::prelude::*;
+
+use super::scratch::{Buffer, Scratch};
+#[cfg(target_arch = "x86_64")]
+use super::simd::Level;
+use super::simd::vectorised;
+use super::tasks::rows_a_task;
 use crate::philox::{dropout_bits, dropout_threshold};
 use crate::spec::Dropout;
 
@@ -60,7 +67,7 @@ impl Mask {
         let block = (first_col / COLUMNS) as u32;
         let mut done = 0;
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") {
+        if Level::Avx2 <= Level::detect() {
             done = width / avx2::CHUNK * avx2::CHUNK;
             // SAFETY: the processor has AVX2; the rows lie inside the slices, as checked above.
             unsafe {
@@ -77,6 +84,34 @@ impl Mask {
         }
     }
 
+    /// Draws the mask of `cols` columns of the first `tokens` tokens, to be read more than once.
+    pub fn draw<'a>(&self, scratch: &'a Scratch, tokens: usize, cols: usize) -> Kept<'a> {
+        let row_bytes = cols.div_ceil(COLUMNS);
+        let mut bits = scratch.take::<u8>(tokens * row_bytes);
+        let rows = rows_a_task(cols);
+        bits.par_chunks_mut((rows * row_bytes).max(1)).enumerate().for_each(|(task, bits)| {
+            for (row, bits) in bits.chunks_exact_mut(row_bytes).enumerate() {
+                self.draw_row((task * rows + row) as u32, bits);
+            }
+        });
+        Kept { bits, row_bytes, scale: self.scale }
+    }
+
+    /// The mask of a token: bit `j` of byte `i` is set where column `8 i + j` is kept.
+    fn draw_row(&self, token: u32, bits: &mut [u8]) {
+        let mut done = 0;
+        #[cfg(target_arch = "x86_64")]
+        if Level::Avx2 <= Level::detect() {
+            done = bits.len() / avx2::DRAWN * avx2::DRAWN;
+            // SAFETY: the processor has AVX2.
+            unsafe { avx2::draw(self, token, &mut bits[..done]) };
+        }
+        for (block, bits) in bits.iter_mut().enumerate().skip(done) {
+            let drawn = dropout_bits(self.seed, self.micro_batch, self.projection, token, block as u32);
+            *bits = (0..COLUMNS).map(|i| u8::from(u32::from(drawn[i]) >= self.threshold) << i).sum();
+        }
+    }
+
     fn apply_portable<const ADD: bool>(&self, token: u32, block: u32, x: &[f32], out: &mut [f32]) {
         for (i, (x, out)) in x.chunks(COLUMNS).zip(out.chunks_mut(COLUMNS)).enumerate() {
             let bits = dropout_bits(self.seed, self.micro_batch, self.projection, token, block + i as u32);
@@ -84,6 +119,62 @@ impl Mask {
                 let kept = if u32::from(bits) < self.threshold { 0.0 } else { x * self.scale };
                 *out = if ADD { *out + kept } else { kept };
             }
+        }
+    }
+}
+
+/// A mask drawn: a bit for each column of each token.
+#[derive(Debug)]
+pub(super) struct Kept<'a> {
+    bits: Buffer<'a, u8>,
+    row_bytes: usize,
+    scale: f32,
+}
+
+impl Kept<'_> {
+    /// What [`Mask::apply`] does.
+    pub fn apply<const ADD: bool>(&self, token: usize, first_col: usize, x: &[f32], out: &mut [f32]) {
+        assert_eq!(x.len(), out.len());
+        assert!(first_col.is_multiple_of(COLUMNS));
+        let first = token * self.row_bytes + first_col / COLUMNS;
+        let bits = &self.bits[first..][..x.len().div_ceil(COLUMNS)];
+        if ADD { add_kept(bits, self.scale, x, out) } else { set_kept(bits, self.scale, x, out) }
+    }
+}
+
+/// `scale * x` where the bit is set, zero elsewhere.
+#[inline(always)]
+fn kept(bits: u8, column: usize, scale: f32, x: f32) -> f32 {
+    let all = 0u32.wrapping_sub(u32::from(bits) >> column & 1);
+    f32::from_bits((x * scale).to_bits() & all)
+}
+
+vectorised! {
+    fn set_kept(bits: &[u8], scale: f32, x: &[f32], out: &mut [f32]) {
+        let (x, rest_x) = x.as_chunks::<COLUMNS>();
+        let (out, rest_out) = out.as_chunks_mut::<COLUMNS>();
+        for ((out, x), &bits) in out.iter_mut().zip(x).zip(bits) {
+            for i in 0..COLUMNS {
+                out[i] = kept(bits, i, scale, x[i]);
+            }
+        }
+        for (i, (out, &x)) in rest_out.iter_mut().zip(rest_x).enumerate() {
+            *out = kept(bits[bits.len() - 1], i, scale, x);
+        }
+    }
+}
+
+vectorised! {
+    fn add_kept(bits: &[u8], scale: f32, x: &[f32], out: &mut [f32]) {
+        let (x, rest_x) = x.as_chunks::<COLUMNS>();
+        let (out, rest_out) = out.as_chunks_mut::<COLUMNS>();
+        for ((out, x), &bits) in out.iter_mut().zip(x).zip(bits) {
+            for i in 0..COLUMNS {
+                out[i] += kept(bits, i, scale, x[i]);
+            }
+        }
+        for (i, (out, &x)) in rest_out.iter_mut().zip(rest_x).enumerate() {
+            *out += kept(bits[bits.len() - 1], i, scale, x);
         }
     }
 }
@@ -97,6 +188,45 @@ mod avx2 {
 
     /// Columns of four counters, half of what the lanes hold.
     pub(super) const CHUNK: usize = 32;
+
+    /// Bytes of a mask that are drawn at a time: eight counters.
+    pub(super) const DRAWN: usize = 8;
+
+    /// See [`Mask::draw_row`]; `bits` are a whole number of [`DRAWN`].
+    #[target_feature(enable = "avx2")]
+    pub(super) fn draw(mask: &Mask, token: u32, bits: &mut [u8]) {
+        // All are dropped where the threshold is past 16 bits.
+        let all = if mask.threshold > 0xFFFF { 0 } else { u32::MAX };
+        let threshold = _mm256_set1_epi16(mask.threshold as i16);
+        for (i, bits) in bits.chunks_exact_mut(DRAWN).enumerate() {
+            let first = (i * DRAWN) as u32;
+            let counters = by_counter(philox(mask, [token; 2], [first, first + 4]));
+            let mut keep = [_mm256_setzero_si256(); 4];
+            for i in 0..4 {
+                keep[i] = _mm256_cmpeq_epi16(_mm256_max_epu16(counters[i], threshold), counters[i]);
+            }
+            // Bits of counters 0 and 1 of each half, then of 2 and 3.
+            let m01 = _mm256_movemask_epi8(_mm256_packs_epi16(keep[0], keep[1])) as u32 & all;
+            let m23 = _mm256_movemask_epi8(_mm256_packs_epi16(keep[2], keep[3])) as u32 & all;
+            bits[..4].copy_from_slice(&(m01 & 0xFFFF | m23 << 16).to_le_bytes());
+            bits[4..].copy_from_slice(&(m01 >> 16 | m23 & 0xFFFF_0000).to_le_bytes());
+        }
+    }
+
+    /// From one word of eight counters a register to the four words of a counter side by side: counter `i` of each half
+    /// in the halves of register `i`.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn by_counter(words: [__m256i; 4]) -> [__m256i; 4] {
+        let low = [_mm256_unpacklo_epi32(words[0], words[1]), _mm256_unpacklo_epi32(words[2], words[3])];
+        let high = [_mm256_unpackhi_epi32(words[0], words[1]), _mm256_unpackhi_epi32(words[2], words[3])];
+        [
+            _mm256_unpacklo_epi64(low[0], low[1]),
+            _mm256_unpackhi_epi64(low[0], low[1]),
+            _mm256_unpacklo_epi64(high[0], high[1]),
+            _mm256_unpackhi_epi64(high[0], high[1]),
+        ]
+    }
 
     /// See [`Mask::apply_rows`]. Two chunks at a time, of one row or of neighbours, fill the lanes.
     ///
@@ -127,16 +257,7 @@ mod avx2 {
             }
             let blocks = [block + (at[0].1 * CHUNK / 8) as u32, block + (at[1].1 * CHUNK / 8) as u32];
             let tokens = [token + at[0].0 as u32, token + at[1].0 as u32];
-            let words = philox(mask, tokens, blocks);
-            // From one word of eight counters a register to the four words of a counter side by side.
-            let low = [_mm256_unpacklo_epi32(words[0], words[1]), _mm256_unpacklo_epi32(words[2], words[3])];
-            let high = [_mm256_unpackhi_epi32(words[0], words[1]), _mm256_unpackhi_epi32(words[2], words[3])];
-            let counters = [
-                _mm256_unpacklo_epi64(low[0], low[1]),
-                _mm256_unpackhi_epi64(low[0], low[1]),
-                _mm256_unpacklo_epi64(high[0], high[1]),
-                _mm256_unpackhi_epi64(high[0], high[1]),
-            ];
+            let counters = by_counter(philox(mask, tokens, blocks));
             for (half, &(row, chunk)) in at.iter().enumerate().take(count) {
                 // SAFETY: the chunk lies inside row `row` of both.
                 unsafe {
@@ -259,6 +380,28 @@ mod tests {
                 );
             }
             assert_eq!(got, expected, "{rows} x {width}");
+        }
+    }
+
+    #[test]
+    fn a_mask_drawn_is_the_mask() {
+        for (p, columns) in [(0.05, 64), (0.5, 203), (1.0, 72), (0.9999, 8), (0.1, 3), (0.3, 1547)] {
+            let mask =
+                Mask::new(Some(Dropout { p, seed: 0x1234_5678_9abc_def0, micro_batch: 7 }), 11).unwrap();
+            let mask = Mask { scale: 1.5, ..mask };
+            let scratch = Scratch::default();
+            let kept = mask.draw(&scratch, 5, columns);
+            let x: Vec<f32> = (0..columns).map(|i| i as f32 + 0.5).collect();
+            for first in [0, 8] {
+                let x = &x[..columns.saturating_sub(first)];
+                let (mut got, mut expected) = (vec![2.0; x.len()], vec![2.0; x.len()]);
+                kept.apply::<true>(4, first, x, &mut got);
+                mask.apply_portable::<true>(4, first as u32 / 8, x, &mut expected);
+                assert_eq!(got, expected, "{p} {columns}");
+                kept.apply::<false>(3, first, x, &mut got);
+                mask.apply_portable::<false>(3, first as u32 / 8, x, &mut expected);
+                assert_eq!(got, expected, "{p} {columns}");
+            }
         }
     }
 

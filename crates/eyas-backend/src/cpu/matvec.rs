@@ -12,12 +12,12 @@ mod avx512;
 mod portable;
 
 use half::{bf16, f16};
-use rayon::prelude::*;
 
 use super::CpuWeight;
 use super::decode::Codebook;
 use super::product::Output;
 use super::scratch::{Buffer, Scratch};
+use super::tasks::in_order;
 use super::weight::{Elements, FourBit, read_scales};
 
 /// Most rows that are multiplied this way.
@@ -137,16 +137,16 @@ fn multiply_with<D: Dot>(
         .iter()
         .flat_map(|job| (0..job.rows).step_by(rows).map(move |row| (job, row..(row + rows).min(job.rows))))
         .collect();
-    tasks.into_par_iter().with_max_len(1).for_each(|(job, rows)| match tokens {
+    in_order(&tasks, |(job, rows)| match tokens {
         0 => {}
-        1 => product.rows::<1>(job, rows),
-        2 => product.rows::<2>(job, rows),
-        3 => product.rows::<3>(job, rows),
-        4 => product.rows::<4>(job, rows),
-        5 => product.rows::<5>(job, rows),
-        6 => product.rows::<6>(job, rows),
-        7 => product.rows::<7>(job, rows),
-        8 => product.rows::<8>(job, rows),
+        1 => product.rows::<1>(job, rows.clone()),
+        2 => product.rows::<2>(job, rows.clone()),
+        3 => product.rows::<3>(job, rows.clone()),
+        4 => product.rows::<4>(job, rows.clone()),
+        5 => product.rows::<5>(job, rows.clone()),
+        6 => product.rows::<6>(job, rows.clone()),
+        7 => product.rows::<7>(job, rows.clone()),
+        8 => product.rows::<8>(job, rows.clone()),
         _ => unreachable!("{tokens} rows are not few"),
     });
 }

@@ -9,7 +9,7 @@ mod layout;
 use std::ops::Range;
 
 use super::CpuWeight;
-use super::dropout::Mask;
+use super::dropout::Kept;
 use super::microkernel::Kernel;
 use super::simd::vectorised;
 pub(super) use layout::Layout;
@@ -26,7 +26,7 @@ pub(super) enum Source<'a> {
     /// `b = scale * M^T`.
     MatrixTransposed { values: &'a [f32], stride: usize, scale: f32 },
     /// `b = dropout(M)`: rows are tokens.
-    Dropped { values: &'a [f32], stride: usize, mask: Mask },
+    Dropped { values: &'a [f32], stride: usize, kept: &'a Kept<'a> },
 }
 
 impl Source<'_> {
@@ -43,9 +43,9 @@ impl Source<'_> {
                 prefetch(values, (row + AHEAD) * stride + col, out.len());
                 scaled(&values[row * stride + col..][..out.len()], scale, out);
             }
-            Self::Dropped { values, stride, mask } => {
+            Self::Dropped { values, stride, kept } => {
                 prefetch(values, (row + AHEAD) * stride + col, out.len());
-                mask.apply::<false>(row, col, &values[row * stride + col..][..out.len()], out);
+                kept.apply::<false>(row, col, &values[row * stride + col..][..out.len()], out);
             }
         }
     }
@@ -109,7 +109,7 @@ pub(super) fn pack<K: Kernel>(
     let panel_len = padded * K::NR;
     if source.is_transposed() {
         let pieces = padded.div_ceil(STAGED).max(1);
-        let piece = padded.div_ceil(pieces).next_multiple_of(32).min(STAGED).max(1);
+        let piece = padded.div_ceil(pieces).next_multiple_of(32).clamp(1, STAGED);
         for (p, panel) in
             panels[..panels_len::<K>(depth.len(), cols.len())].chunks_exact_mut(panel_len.max(1)).enumerate()
         {

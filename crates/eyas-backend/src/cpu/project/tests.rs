@@ -334,22 +334,17 @@ fn check_emulated<K: Kernel, E: Kernel>() {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 #[test]
-fn the_bf16_kernel_matches_its_emulation() {
-    #[cfg(target_arch = "x86_64")]
-    if MatmulKernel::Bf16.is_supported() {
-        return check_emulated::<crate::cpu::avx512::Avx512Bf16, PortableBf16>();
+fn kernels_match_their_emulations() {
+    use crate::cpu::amx::{AmxBf16, EmulatedAmx};
+    for kernel in [MatmulKernel::Bf16, MatmulKernel::AmxBf16] {
+        match kernel {
+            _ if !kernel.is_supported() => eprintln!("skipped: this processor has not the {kernel} kernel"),
+            MatmulKernel::AmxBf16 => check_emulated::<AmxBf16, EmulatedAmx>(),
+            _ => check_emulated::<crate::cpu::avx512::Avx512Bf16, PortableBf16>(),
+        }
     }
-    eprintln!("skipped: this processor has no AVX-512 bf16 dot product");
-}
-
-#[test]
-fn the_amx_kernel_matches_its_emulation() {
-    #[cfg(target_arch = "x86_64")]
-    if MatmulKernel::AmxBf16.is_supported() {
-        return check_emulated::<crate::cpu::amx::AmxBf16, crate::cpu::amx::EmulatedAmx>();
-    }
-    eprintln!("skipped: this processor has no AMX");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use crate::cpu::microkernel::Kernel;
 use crate::cpu::panel::{Layout, Source, pack, padded_depth, panels_len, staging_len};
 use crate::cpu::product::{Left, Operand, Output, multiply_panels};
 use crate::cpu::scratch::{Buffer, Scratch};
+use crate::cpu::tasks::in_order;
 
 /// Rows that a task computes.
 pub(super) const THIN_ROWS: usize = 48;
@@ -60,7 +61,7 @@ pub(super) fn thin_products<K: Kernel>(
         })
         .collect();
     let tasks: Vec<_> = (0..tokens).step_by(THIN_ROWS).collect();
-    tasks.into_par_iter().for_each(|start| {
+    in_order(&tasks, |&start| {
         let rows = start..(start + THIN_ROWS).min(tokens);
         let depth = thin[0].depth;
         let own = dropped.map(|(mask, x)| drop_rows::<K>(scratch, mask, x, rows.clone(), depth));
