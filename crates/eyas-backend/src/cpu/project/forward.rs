@@ -39,7 +39,7 @@ impl Forward<'_> {
                         .zip(dropped.chunks_exact_mut(self.in_features))
                         .enumerate()
                     {
-                        mask.apply::<false>(t, 0, x, out);
+                        mask.apply(t, x, out);
                     }
                     &dropped
                 }

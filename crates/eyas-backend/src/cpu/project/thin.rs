@@ -96,7 +96,7 @@ fn drop_rows<'a, K: Kernel>(
     let mut row_values = scratch.take::<f32>(padded);
     row_values[depth..].fill(0.0);
     for (row, out) in rows.zip(out.chunks_exact_mut(padded.max(1))) {
-        mask.apply::<false>(row, 0, &x[row * depth..][..depth], &mut row_values[..depth]);
+        mask.apply(row, &x[row * depth..][..depth], &mut row_values[..depth]);
         K::Element::narrow_row(&row_values, out);
     }
     out
