@@ -18,6 +18,7 @@ mod load;
 mod lora;
 mod model;
 mod rope;
+mod stream;
 
 pub use activations::{MemoryPlan, Retain, Workspace};
 pub use adapter::LoraAdapter;
