@@ -7,6 +7,7 @@ use eyas_quant::Quantized;
 
 use crate::Result;
 use crate::batch::FlatBatch;
+use crate::memory::StepShape;
 use crate::moments::{HostMoments, MomentStorage};
 use crate::spec::{
     Activation, AdamW, Adapter, AttentionSpec, Dtype, HostMatrix, NormSpec, Projection, QkvLayout, Rope,
@@ -19,6 +20,17 @@ pub trait DeviceTensor: Debug + Send + Sync {
     fn shape(&self) -> (usize, usize);
     /// The elements' type.
     fn dtype(&self) -> Dtype;
+}
+
+/// What an operation took, of those that [`Backend::measure`] watched.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OpTime {
+    /// The operation, and its shape where that tells them apart.
+    pub op: String,
+    /// How often it ran.
+    pub calls: usize,
+    /// Milliseconds in all.
+    pub milliseconds: f64,
 }
 
 /// A device and the operations of a QLoRA step on it.
@@ -51,6 +63,9 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
     /// Whether host memory is apart from the device's, so that moving activations there makes room.
     const OFFLOADS: bool;
 
+    /// Rows of logits at a time with which the head's products run at full speed.
+    const LOGIT_ROWS: usize;
+
     // --- The device ---
 
     /// What a person calls the device.
@@ -60,8 +75,29 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
     /// Waits for everything queued.
     fn synchronize(&self) -> Result<()>;
 
+    /// Starts or stops measuring what each operation takes; what was measured before is forgotten. Measuring slows
+    /// the device down. A backend that cannot ignores it.
+    fn measure(&self, on: bool) -> Result<()> {
+        let _ = on;
+        Ok(())
+    }
+    /// What was measured since, one entry an operation and shape.
+    fn measured(&self) -> Result<Vec<OpTime>> {
+        Ok(Vec::new())
+    }
+
     // --- Memory ---
 
+    /// Bytes that may still be allocated; `None` where nobody knows.
+    fn free_memory(&self) -> Result<Option<u64>>;
+    /// Bytes that this backend holds, or the process where the device's memory is its own: now, and at most so far.
+    fn used_memory(&self) -> Option<(u64, u64)>;
+    /// Bytes that [`Backend::load_weight`] takes for a weight when activations are `dtype`.
+    fn stored_bytes(dtype: Dtype, rows: usize, cols: usize, storage: Storage) -> u64;
+    /// Bytes of its own working memory that a backend holds once steps of this shape have run.
+    fn scratch_bytes(shape: &StepShape) -> u64;
+    /// Allocates that memory now, so that no step has to.
+    fn reserve(&self, shape: &StepShape) -> Result<()>;
     /// Allocates a matrix of zeros.
     fn zeros(&self, dtype: Dtype, rows: usize, cols: usize) -> Result<Self::Tensor>;
     /// Writes `values` over the start of `tensor`, converting them to its type.

@@ -8,15 +8,17 @@ pub mod backend;
 pub mod batch;
 pub mod cpu;
 mod error;
+pub mod memory;
 pub mod moments;
 pub mod parity;
 pub mod philox;
 pub mod spec;
 
-pub use backend::{Backend, DeviceTensor};
+pub use backend::{Backend, DeviceTensor, OpTime};
 pub use batch::{FlatBatch, IGNORE_INDEX};
 pub use cpu::{CpuBackend, CpuOptions, MatmulKernel};
 pub use error::{Error, Result};
+pub use memory::{ProjectionShape, StepShape};
 pub use moments::{HostMoments, MomentFormat, MomentStorage};
 pub use spec::{
     Activation, AdamW, Adapter, AttentionSpec, Dropout, Dtype, HostMatrix, Linear, LoraSlot, NormKind,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use eyas_backend::{
     Activation, AdamW, Adapter, AttentionSpec, Backend, Dtype, Error, FlatBatch, HostMatrix, HostMoments,
-    MomentStorage, NormSpec, Projection, QkvLayout, Result, Rope, Storage, Write,
+    MomentStorage, NormSpec, OpTime, Projection, QkvLayout, Result, Rope, StepShape, Storage, Write,
 };
 use eyas_quant::Quantized;
 
@@ -13,10 +13,14 @@ use crate::device::Device;
 use crate::kernels::Kernels;
 use crate::matmul::Matmul;
 use crate::offload::Copies;
+use crate::profile::Profile;
 use crate::project::LoraPath;
 use crate::scratch::{Scratch, Slot};
 use crate::staging::Staging;
 use crate::{CudaBatch, CudaHostBuffer, CudaMoments, CudaTensor, CudaWeight};
+
+/// Bytes of the card that are left to the driver: kernels' code and their stacks are loaded as they are first used.
+const RESERVE: u64 = 256 << 20;
 
 /// How the CUDA backend is set up.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,6 +46,7 @@ pub struct CudaBackend {
     pub(crate) copies: Copies,
     pub(crate) dtype: Dtype,
     pub(crate) lora_path: Option<LoraPath>,
+    pub(crate) profile: Profile,
     pub(crate) device: Arc<Device>,
 }
 
@@ -88,6 +93,7 @@ impl CudaBackend {
             copies: Copies::new(&device)?,
             dtype,
             lora_path: options.lora_path,
+            profile: Profile::default(),
             device,
         })
     }
@@ -134,6 +140,9 @@ impl Backend for CudaBackend {
 
     const OFFLOADS: bool = true;
 
+    /// A product of fewer rows does not fill a large card.
+    const LOGIT_ROWS: usize = 2048;
+
     fn name(&self) -> String {
         self.device.name.clone()
     }
@@ -144,6 +153,35 @@ impl Backend for CudaBackend {
 
     fn synchronize(&self) -> Result<()> {
         self.device.synchronize()
+    }
+
+    fn measure(&self, on: bool) -> Result<()> {
+        self.start_measuring(on)
+    }
+
+    fn measured(&self) -> Result<Vec<OpTime>> {
+        self.read_measured()
+    }
+
+    fn free_memory(&self) -> Result<Option<u64>> {
+        let (free, ..) = self.device.memory()?;
+        Ok(Some(free.saturating_sub(RESERVE)))
+    }
+
+    fn used_memory(&self) -> Option<(u64, u64)> {
+        Some((self.device.used_bytes(), self.device.peak_bytes()))
+    }
+
+    fn stored_bytes(dtype: Dtype, rows: usize, cols: usize, storage: Storage) -> u64 {
+        Self::planned_weight(dtype, rows, cols, storage)
+    }
+
+    fn scratch_bytes(shape: &StepShape) -> u64 {
+        Self::planned_scratch(shape)
+    }
+
+    fn reserve(&self, shape: &StepShape) -> Result<()> {
+        self.reserve_scratch(shape)
     }
 
     fn zeros(&self, dtype: Dtype, rows: usize, cols: usize) -> Result<CudaTensor> {
@@ -203,7 +241,7 @@ impl Backend for CudaBackend {
     }
 
     fn embed(&self, batch: &CudaBatch, table: &CudaWeight, x: &mut CudaTensor) -> Result<()> {
-        self.run_embed(batch, table, x)
+        self.timed("embed", String::new, || self.run_embed(batch, table, x))
     }
 
     fn norm(
@@ -216,7 +254,7 @@ impl Backend for CudaBackend {
         y: &mut CudaTensor,
         stats: &mut CudaTensor,
     ) -> Result<()> {
-        self.run_norm(tokens, spec, x, weight, bias, y, stats)
+        self.timed("norm", String::new, || self.run_norm(tokens, spec, x, weight, bias, y, stats))
     }
 
     fn norm_backward(
@@ -230,7 +268,9 @@ impl Backend for CudaBackend {
         dx: &mut CudaTensor,
         write: Write,
     ) -> Result<()> {
-        self.run_norm_backward(tokens, spec, x, weight, stats, dy, dx, write)
+        self.timed("norm_backward", String::new, || {
+            self.run_norm_backward(tokens, spec, x, weight, stats, dy, dx, write)
+        })
     }
 
     fn head_norm(
@@ -243,7 +283,9 @@ impl Backend for CudaBackend {
         k_weight: &CudaTensor,
         qkv: &mut CudaTensor,
     ) -> Result<()> {
-        self.run_head_norm(tokens, layout, eps, raw, q_weight, k_weight, qkv)
+        self.timed("head_norm", String::new, || {
+            self.run_head_norm(tokens, layout, eps, raw, q_weight, k_weight, qkv)
+        })
     }
 
     fn head_norm_backward(
@@ -256,15 +298,17 @@ impl Backend for CudaBackend {
         k_weight: &CudaTensor,
         dqkv: &mut CudaTensor,
     ) -> Result<()> {
-        self.run_head_norm_backward(tokens, layout, eps, raw, q_weight, k_weight, dqkv)
+        self.timed("head_norm_backward", String::new, || {
+            self.run_head_norm_backward(tokens, layout, eps, raw, q_weight, k_weight, dqkv)
+        })
     }
 
     fn add(&self, tokens: usize, x: &CudaTensor, y: &mut CudaTensor) -> Result<()> {
-        self.run_add(tokens, x, y)
+        self.timed("add", String::new, || self.run_add(tokens, x, y))
     }
 
     fn copy(&self, tokens: usize, x: &CudaTensor, y: &mut CudaTensor) -> Result<()> {
-        self.run_copy(tokens, x, y)
+        self.timed("copy", String::new, || self.run_copy(tokens, x, y))
     }
 
     fn project(
@@ -277,7 +321,11 @@ impl Backend for CudaBackend {
         hidden: Option<&mut CudaTensor>,
         write: Write,
     ) -> Result<()> {
-        self.run_project(tokens, projection, adapter, x, y, hidden, write)
+        self.timed(
+            "project",
+            || shape_of(projection),
+            || self.run_project(tokens, projection, adapter, x, y, hidden, write),
+        )
     }
 
     fn project_backward(
@@ -290,7 +338,11 @@ impl Backend for CudaBackend {
         dy: &CudaTensor,
         dx: Option<(&mut CudaTensor, Write)>,
     ) -> Result<()> {
-        self.run_project_backward(tokens, projection, adapter, x, hidden, dy, dx)
+        self.timed(
+            "project_backward",
+            || shape_of(projection),
+            || self.run_project_backward(tokens, projection, adapter, x, hidden, dy, dx),
+        )
     }
 
     fn rope(
@@ -301,7 +353,7 @@ impl Backend for CudaBackend {
         qkv: &mut CudaTensor,
         inverse: bool,
     ) -> Result<()> {
-        self.run_rope(batch, layout, rope, qkv, inverse)
+        self.timed("rope", String::new, || self.run_rope(batch, layout, rope, qkv, inverse))
     }
 
     fn attention(
@@ -312,7 +364,7 @@ impl Backend for CudaBackend {
         out: &mut CudaTensor,
         lse: &mut CudaTensor,
     ) -> Result<()> {
-        self.run_attention(batch, spec, qkv, out, lse)
+        self.timed("attention", String::new, || self.run_attention(batch, spec, qkv, out, lse))
     }
 
     fn attention_backward(
@@ -325,7 +377,9 @@ impl Backend for CudaBackend {
         dout: &CudaTensor,
         dqkv: &mut CudaTensor,
     ) -> Result<()> {
-        self.run_attention_backward(batch, spec, qkv, out, lse, dout, dqkv)
+        self.timed("attention_backward", String::new, || {
+            self.run_attention_backward(batch, spec, qkv, out, lse, dout, dqkv)
+        })
     }
 
     fn cache_write(
@@ -337,7 +391,9 @@ impl Backend for CudaBackend {
         keys: &mut CudaTensor,
         values: &mut CudaTensor,
     ) -> Result<()> {
-        self.run_cache_write(batch, layout, positions, qkv, keys, values)
+        self.timed("cache_write", String::new, || {
+            self.run_cache_write(batch, layout, positions, qkv, keys, values)
+        })
     }
 
     fn attention_cached(
@@ -350,11 +406,13 @@ impl Backend for CudaBackend {
         values: &CudaTensor,
         out: &mut CudaTensor,
     ) -> Result<()> {
-        self.run_attention_cached(batch, spec, positions, qkv, keys, values, out)
+        self.timed("attention_cached", String::new, || {
+            self.run_attention_cached(batch, spec, positions, qkv, keys, values, out)
+        })
     }
 
     fn activation(&self, tokens: usize, kind: Activation, x: &CudaTensor, y: &mut CudaTensor) -> Result<()> {
-        self.run_activation(tokens, kind, x, y)
+        self.timed("activation", String::new, || self.run_activation(tokens, kind, x, y))
     }
 
     fn activation_backward(
@@ -365,7 +423,9 @@ impl Backend for CudaBackend {
         dy: &CudaTensor,
         dx: &mut CudaTensor,
     ) -> Result<()> {
-        self.run_activation_backward(tokens, kind, x, dy, dx)
+        self.timed("activation_backward", String::new, || {
+            self.run_activation_backward(tokens, kind, x, dy, dx)
+        })
     }
 
     fn gather_targets(
@@ -375,11 +435,11 @@ impl Backend for CudaBackend {
         x: &CudaTensor,
         y: &mut CudaTensor,
     ) -> Result<()> {
-        self.run_gather_targets(batch, targets, x, y)
+        self.timed("gather_targets", String::new, || self.run_gather_targets(batch, targets, x, y))
     }
 
     fn gather_last(&self, batch: &CudaBatch, x: &CudaTensor, y: &mut CudaTensor) -> Result<()> {
-        self.run_gather_last(batch, x, y)
+        self.timed("gather_last", String::new, || self.run_gather_last(batch, x, y))
     }
 
     fn scatter_targets(
@@ -389,7 +449,7 @@ impl Backend for CudaBackend {
         x: &CudaTensor,
         y: &mut CudaTensor,
     ) -> Result<()> {
-        self.run_scatter_targets(batch, targets, x, y)
+        self.timed("scatter_targets", String::new, || self.run_scatter_targets(batch, targets, x, y))
     }
 
     fn cross_entropy(
@@ -400,11 +460,13 @@ impl Backend for CudaBackend {
         loss: &mut CudaTensor,
         gradient: Option<f32>,
     ) -> Result<()> {
-        self.run_cross_entropy(batch, targets, logits, loss, gradient)
+        self.timed("cross_entropy", String::new, || {
+            self.run_cross_entropy(batch, targets, logits, loss, gradient)
+        })
     }
 
     fn grad_norm(&self, grads: &CudaTensor, norm: &mut CudaTensor) -> Result<()> {
-        self.run_grad_norm(grads, norm)
+        self.timed("grad_norm", String::new, || self.run_grad_norm(grads, norm))
     }
 
     fn moment_bytes(parameters: usize, storage: MomentStorage) -> u64 {
@@ -431,8 +493,12 @@ impl Backend for CudaBackend {
         params: &mut CudaTensor,
         moments: &mut CudaMoments,
     ) -> Result<()> {
-        self.run_adamw(spec, grads, norm, params, moments)
+        self.timed("adamw", String::new, || self.run_adamw(spec, grads, norm, params, moments))
     }
+}
+
+fn shape_of(projection: &Projection<CudaBackend>) -> String {
+    format!("{} -> {}", projection.in_features, projection.out_features())
 }
 
 #[cfg(test)]

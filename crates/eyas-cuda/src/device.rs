@@ -29,6 +29,11 @@ impl Ptr {
     }
 }
 
+/// Bytes that an allocation takes: the driver's granularity, which also gives an empty buffer an address.
+pub(crate) fn rounded(bytes: u64) -> u64 {
+    bytes.max(1).div_ceil(512).saturating_mul(512)
+}
+
 /// A card's limits that decide how kernels are launched.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -181,6 +186,11 @@ impl Device {
         Ok(((free as u64).min(self.memory_limit.saturating_sub(used)), total as u64, used))
     }
 
+    /// Bytes that buffers hold together.
+    pub(crate) fn used_bytes(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
     /// The most bytes that buffers ever held together.
     pub(crate) fn peak_bytes(&self) -> u64 {
         self.peak.load(Ordering::Relaxed)
@@ -189,8 +199,7 @@ impl Device {
     /// Allocates; contents are undefined.
     pub(crate) fn alloc(self: &Arc<Self>, bytes: usize) -> Result<Buffer> {
         self.bind()?;
-        // The driver's granularity; it also gives an empty buffer an address.
-        let bytes = bytes.max(1).checked_next_multiple_of(512).ok_or_else(|| self.out_of_memory(u64::MAX))?;
+        let bytes = usize::try_from(rounded(bytes as u64)).map_err(|_| self.out_of_memory(u64::MAX))?;
         let used = self.used.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
         let allocated = if used > self.memory_limit {
             None

@@ -19,7 +19,7 @@ use crate::device::{Buffer, Device, Ptr};
 use crate::library::Lib;
 
 /// What NVIDIA recommends for Hopper is 32 MiB.
-const WORKSPACE: usize = 64 << 20;
+pub(crate) const WORKSPACE: usize = 64 << 20;
 /// Algorithms that are timed.
 const CANDIDATES: usize = 8;
 /// Runs of each that are timed.
@@ -165,8 +165,9 @@ impl Matmul {
         }
     }
 
-    /// Queues a product.
-    pub(crate) fn run(&self, product: &Product) -> Result<()> {
+    /// Queues a product. `spare` is memory that nobody uses now, and its bytes: a product that adds to its output is
+    /// timed there.
+    pub(crate) fn run(&self, product: &Product, spare: (Ptr, usize)) -> Result<()> {
         if product.tokens == 0 || product.out_features == 0 {
             return Ok(());
         }
@@ -187,12 +188,12 @@ impl Matmul {
         };
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if !state.plans.contains_key(&key) {
-            let plan = self.plan(&mut state, key, product)?;
+            let plan = self.plan(&mut state, key, product, spare)?;
             state.plans.insert(key, plan);
         }
         let plan = &state.plans[&key];
         self.set_bias(plan, product)?;
-        self.queue(&state, plan, &plan.algorithm, product, product.output)
+        self.queue(&state, plan, &plan.algorithm, product)
     }
 
     fn set_bias(&self, plan: &Plan, product: &Product) -> Result<()> {
@@ -220,8 +221,8 @@ impl Matmul {
         plan: &Plan,
         algorithm: &sys::cublasLtMatmulAlgo_t,
         product: &Product,
-        output: Ptr,
     ) -> Result<()> {
+        let output = product.output;
         let (alpha, beta) = (1.0f32, if product.add { 1.0f32 } else { 0.0 });
         let [a, b, d] = plan.layouts;
         // SAFETY: the layouts describe live buffers that the caller passes; scalars are read during the call.
@@ -280,7 +281,7 @@ impl Matmul {
         Ok(plan)
     }
 
-    fn plan(&self, state: &mut State, key: Key, product: &Product) -> Result<Plan> {
+    fn plan(&self, state: &mut State, key: Key, product: &Product, spare: (Ptr, usize)) -> Result<Plan> {
         let mut plan = self.describe(product)?;
         let tuned_key = Key { tokens: bucket(key.tokens), ..key };
         let known = state.tuned.get(&tuned_key).copied().or_else(|| self.read_choice(&tuned_key));
@@ -295,20 +296,23 @@ impl Matmul {
         plan.algorithm = candidates[0];
         // A known algorithm that does not fit these tokens is no reason to change it for the others.
         if candidates.len() > 1 && known.is_none() {
-            let bytes = product.tokens * product.ld_output * self.dtype.size();
-            // Timed on an output of its own: a product that adds would change the real one.
-            match self.device.alloc(bytes) {
-                Ok(output) => {
-                    plan.algorithm = self.fastest(state, &plan, &candidates, product, output.ptr())?;
-                    self.write_choice(&tuned_key, &plan.algorithm);
-                    self.device.synchronize()?;
-                }
-                Err(Error::OutOfMemory { .. }) => {
-                    tracing::debug!("no room to time products of {} tokens", product.tokens);
-                    return Ok(plan);
-                }
-                Err(error) => return Err(error),
+            let row = product.ld_output * self.dtype.size();
+            // A product that only sets its output may be run as often as one likes; one that adds needs another.
+            let trial = match product.add {
+                false => Product { ..*product },
+                true => Product { output: spare.0, tokens: product.tokens.min(spare.1 / row), ..*product },
+            };
+            if trial.tokens == 0 {
+                tracing::debug!("no room to time products of {} tokens", product.tokens);
+                return Ok(plan);
             }
+            let trial_plan = self.describe(&trial)?;
+            if let Some(algorithm) = self.fastest(state, &trial_plan, &candidates, &trial)?
+                && self.is_valid(state, &plan, &algorithm)
+            {
+                plan.algorithm = algorithm;
+            }
+            self.write_choice(&tuned_key, &plan.algorithm);
         }
         if known.is_none() {
             state.tuned.insert(tuned_key, plan.algorithm);
@@ -400,21 +404,24 @@ impl Matmul {
         plan: &Plan,
         candidates: &[sys::cublasLtMatmulAlgo_t],
         product: &Product,
-        output: Ptr,
-    ) -> Result<sys::cublasLtMatmulAlgo_t> {
+    ) -> Result<Option<sys::cublasLtMatmulAlgo_t>> {
         let (start, end) = (self.device.event()?, self.device.event()?);
-        let mut best = (f32::INFINITY, candidates[0]);
+        let mut best = (f32::INFINITY, None);
         for algorithm in candidates {
-            self.queue(state, plan, algorithm, product, output)?;
+            // Made for more tokens than are tried, perhaps.
+            if !self.is_valid(state, plan, algorithm) {
+                continue;
+            }
+            self.queue(state, plan, algorithm, product)?;
             start.record()?;
             for _ in 0..TIMED_RUNS {
-                self.queue(state, plan, algorithm, product, output)?;
+                self.queue(state, plan, algorithm, product)?;
             }
             end.record()?;
             end.wait()?;
             let time = start.milliseconds_to(&end)?;
             if time < best.0 {
-                best = (time, *algorithm);
+                best = (time, Some(*algorithm));
             }
         }
         Ok(best.1)

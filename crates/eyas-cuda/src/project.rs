@@ -136,6 +136,7 @@ impl CudaBackend {
     /// Products of all parts with their weights: one over scratch memory, or one a part over dense weights.
     fn products(
         &self,
+        scratch: &ScratchGuard<'_>,
         direction: Direction,
         tokens: usize,
         parts: &[Part<'_>],
@@ -148,6 +149,9 @@ impl CudaBackend {
     ) -> Result<()> {
         let size = self.dtype.size();
         let out_features: usize = parts.iter().map(|part| part.linear.out_features).sum();
+        // The sums in pieces are done with by now, and so is the wide input where it is not what is multiplied.
+        let (wide, partial) = (scratch.held(Slot::Wide), scratch.held(Slot::Partial));
+        let spare = if wide.0 == input || wide.1 < partial.1 { partial } else { wide };
         let whole = Product {
             direction,
             tokens,
@@ -163,7 +167,7 @@ impl CudaBackend {
             bias,
         };
         if let Some((weight, ldw)) = scratch_weight {
-            return self.matmul.run(&Product { weight, ldw, ..whole });
+            return self.matmul.run(&Product { weight, ldw, ..whole }, spare);
         }
         for (i, part) in parts.iter().enumerate() {
             let offset = part.column * size;
@@ -171,7 +175,7 @@ impl CudaBackend {
                 Direction::Forward => (input, output.add(offset)),
                 Direction::InputGradient => (input.add(offset), output),
             };
-            self.matmul.run(&Product {
+            let product = Product {
                 out_features: part.linear.out_features,
                 weight: part.linear.weight.ptr(),
                 input,
@@ -180,7 +184,8 @@ impl CudaBackend {
                 add: add || (i > 0 && direction == Direction::InputGradient),
                 bias: bias.map(|bias| bias.add(offset)),
                 ..whole
-            })?;
+            };
+            self.matmul.run(&product, spare)?;
         }
         Ok(())
     }
@@ -226,7 +231,18 @@ impl CudaBackend {
             let weight =
                 if in_scratch { Some((self.materialise_parts(&mut scratch, &parts, k)?, k)) } else { None };
             let (from, to) = ((x.ptr(), k), (y.ptr(), n));
-            return self.products(Direction::Forward, tokens, &parts, weight, k, from, to, add, bias);
+            return self.products(
+                &scratch,
+                Direction::Forward,
+                tokens,
+                &parts,
+                weight,
+                k,
+                from,
+                to,
+                add,
+                bias,
+            );
         };
         let slots: Vec<_> = parts.iter().filter_map(|part| part.lora.map(|lora| (lora.a, lora.r))).collect();
         let packed = self.pack_a(&mut scratch, adapter.params, &slots, k)?;
@@ -256,6 +272,7 @@ impl CudaBackend {
             }
             let (from, to) = ((wide, ld), (y.ptr(), n));
             return self.products(
+                &scratch,
                 Direction::Forward,
                 tokens,
                 &parts,
@@ -293,7 +310,7 @@ impl CudaBackend {
         let weight =
             if in_scratch { Some((self.materialise_parts(&mut scratch, &parts, k)?, k)) } else { None };
         let (from, to) = ((x.ptr(), k), (y.ptr(), n));
-        self.products(Direction::Forward, tokens, &parts, weight, k, from, to, true, bias)
+        self.products(&scratch, Direction::Forward, tokens, &parts, weight, k, from, to, true, bias)
     }
 
     pub(crate) fn run_project_backward(
@@ -374,6 +391,6 @@ impl CudaBackend {
             Some((self.materialise_parts(&mut scratch, &parts, k)?, k))
         };
         let (from, to) = ((dy.ptr(), n), (dx.ptr(), k));
-        self.products(Direction::InputGradient, tokens, &parts, weight, k, from, to, add, None)
+        self.products(&scratch, Direction::InputGradient, tokens, &parts, weight, k, from, to, add, None)
     }
 }

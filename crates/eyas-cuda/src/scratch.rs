@@ -29,11 +29,26 @@ pub(crate) enum Slot {
     Load,
     /// Scales before they are quantised.
     Scales,
-    /// cuBLASLt's workspace.
-    Workspace,
 }
 
-const SLOTS: usize = Slot::Workspace as usize + 1;
+/// Pieces of scratch memory.
+pub(crate) const SLOTS: usize = Slot::Scales as usize + 1;
+
+impl Slot {
+    /// All of them, in their order.
+    pub(crate) const ALL: [Self; SLOTS] = [
+        Self::Weight,
+        Self::Wide,
+        Self::PackedA,
+        Self::PackedB,
+        Self::Hidden,
+        Self::Partial,
+        Self::Bias,
+        Self::Rows,
+        Self::Load,
+        Self::Scales,
+    ];
+}
 
 /// The scratch memory of one stream.
 #[derive(Debug)]
@@ -67,6 +82,11 @@ impl Scratch {
 }
 
 impl ScratchGuard<'_> {
+    /// What `slot` holds, and its bytes; nothing when it was never asked for.
+    pub(crate) fn held(&self, slot: Slot) -> (Ptr, usize) {
+        self.slots[slot as usize].as_ref().map_or((Ptr::NULL, 0), |buffer| (buffer.ptr(), buffer.bytes()))
+    }
+
     /// At least `bytes` bytes for `slot`. What they held is lost when the slot grows.
     pub(crate) fn get(&mut self, slot: Slot, bytes: usize) -> Result<Ptr> {
         let held = &mut self.slots[slot as usize];

@@ -102,14 +102,21 @@ fn pick(names: [&'static str; 3], tile: usize) -> &'static str {
     names[tile / 32 - 1]
 }
 
+/// The shortest piece of an axis that is worth a block of its own.
+const SHORTEST_PIECE: usize = 256;
 /// Blocks that are resident on a multiprocessor: shared memory holds three.
 const RESIDENT: usize = 3;
 
+/// The most pieces that an axis is cut into.
+pub(crate) fn most_pieces(len: usize) -> usize {
+    len.div_ceil(SHORTEST_PIECE).clamp(1, 32)
+}
+
 /// See [`CudaBackend::pieces`]. A piece costs a partial sum to write and read, about a hundredth of the whole.
-fn pieces(multiprocessors: usize, tiles: usize, len: usize, shortest: usize) -> (usize, usize) {
+fn pieces(multiprocessors: usize, tiles: usize, len: usize) -> (usize, usize) {
     let slots = multiprocessors * RESIDENT;
     let mut best = (f64::NEG_INFINITY, 1, len.next_multiple_of(STEP).max(STEP));
-    for wanted in 1..=len.div_ceil(shortest).clamp(1, 32) {
+    for wanted in 1..=most_pieces(len) {
         let step = len.div_ceil(wanted).next_multiple_of(STEP).max(STEP);
         let pieces = len.div_ceil(step).max(1);
         let rounds = (tiles * pieces).div_ceil(slots);
@@ -127,8 +134,8 @@ impl CudaBackend {
     }
 
     /// Pieces to cut an axis into so that `tiles` blocks for each fill the card evenly, and the length of a piece.
-    fn pieces(&self, tiles: usize, len: usize, shortest: usize) -> (usize, usize) {
-        pieces(self.device.limits.multiprocessors as usize, tiles, len, shortest)
+    fn pieces(&self, tiles: usize, len: usize) -> (usize, usize) {
+        pieces(self.device.limits.multiprocessors as usize, tiles, len)
     }
 
     /// Packs the `A` of each part, one below the other.
@@ -196,7 +203,7 @@ impl CudaBackend {
         let rank_pad = packed.rank_pad();
         let (tile, tiles) = rank_tile(rank_pad);
         let row_tiles = tokens.div_ceil(DOWN_ROWS);
-        let (pieces, step) = self.pieces(row_tiles * tiles, x.cols, 256);
+        let (pieces, step) = self.pieces(row_tiles * tiles, x.cols);
         let partial = scratch.get(Slot::Partial, pieces * tokens * rank_pad * 4)?;
         let shared =
             if self.dtype == Dtype::F32 { 0 } else { self.stages() * (DOWN_ROWS + tile) * (STEP + 8) * 2 };
@@ -303,7 +310,7 @@ impl CudaBackend {
         let rank_pad = rank_pad(rank);
         let (tile, tiles) = rank_tile(rank_pad);
         let (col_tiles, ld) = (x.cols.div_ceil(GRAD_COLS), width_pad(x.cols));
-        let (pieces, step) = self.pieces(col_tiles * tiles, tokens, 256);
+        let (pieces, step) = self.pieces(col_tiles * tiles, tokens);
         let partial = scratch.get(Slot::Partial, pieces * rank_pad * ld * 4)?;
         let shared =
             if self.dtype == Dtype::F32 { 0 } else { self.stages() * STEP * (GRAD_COLS + 8 + tile + 8) * 2 };
@@ -385,7 +392,7 @@ mod tests {
     #[test]
     fn pieces_cover_the_axis_and_fill_the_card() {
         for (tiles, len) in [(128, 4544), (36, 16_384), (142, 16_384), (1, 7), (4, 512), (600, 4096)] {
-            let (pieces, step) = pieces(132, tiles, len, 256);
+            let (pieces, step) = pieces(132, tiles, len);
             assert!(pieces * step >= len && (pieces - 1) * step < len, "{tiles} {len}: {pieces} x {step}");
             assert_eq!(step % STEP, 0);
             let blocks = tiles * pieces;

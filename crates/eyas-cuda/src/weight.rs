@@ -6,8 +6,9 @@ use eyas_backend::{Dtype, Error, HostMatrix, Result, Storage};
 use eyas_quant::{Absmax, NESTED_BLOCK_SIZE, QuantConfig, QuantType, Quantized, dynamic_map};
 
 use crate::backend::CudaBackend;
-use crate::device::{Buffer, Ptr};
+use crate::device::{Buffer, Ptr, rounded};
 use crate::kernels::{Grid, KernelArg, args};
+use crate::reserve::stored_dtype;
 use crate::scratch::Slot;
 use crate::staging::CHUNK;
 
@@ -110,6 +111,12 @@ impl CudaWeight {
         self.cols
     }
 
+    /// Bytes of a weight that is to be quantised.
+    pub(crate) fn quantised_bytes(rows: usize, cols: usize, config: QuantConfig) -> u64 {
+        let nested = config.double_quant.then_some(NESTED_BLOCK_SIZE);
+        rounded(Layout::new(rows.saturating_mul(cols), config.block_size.max(1), nested).bytes as u64)
+    }
+
     /// Bytes as allocated.
     pub fn bytes(&self) -> u64 {
         self.buffer.bytes() as u64
@@ -155,8 +162,7 @@ impl CudaBackend {
     }
 
     fn load_dense(&self, matrix: HostMatrix<'_>, dtype: Dtype) -> Result<CudaWeight> {
-        // A card without bfloat16 keeps such weights in its own half type, so that no product converts them.
-        let dtype = if dtype == Dtype::Bf16 && self.dtype == Dtype::F16 { Dtype::F16 } else { dtype };
+        let dtype = stored_dtype(self.dtype, dtype);
         let HostMatrix { rows, cols, .. } = matrix;
         let len = rows * cols;
         let buffer = self.device.alloc(len.saturating_mul(dtype.size()))?;

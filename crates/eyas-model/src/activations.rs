@@ -2,10 +2,11 @@
 //!
 //! All of it is allocated once, before the first step, from a [`MemoryPlan`].
 
-use eyas_backend::{Backend, Dtype};
+use eyas_backend::{Backend, Dtype, ProjectionShape, StepShape};
 
 use crate::Result;
 use crate::decoder::{Decoder, ProjectionKind, Wiring};
+use crate::footprint::Footprint;
 use crate::lora::LoraLayout;
 use crate::stream::Stream;
 
@@ -265,6 +266,45 @@ impl<B: Backend> Workspace<B> {
         let head_columns = 2 * hidden + decoder.vocab_size + if trains { 2 * hidden } else { 0 };
         let per_logit_row = head_columns * dtype.size() + 8;
         (per_token * plan.max_tokens) as u64 + (per_logit_row * plan.logit_rows) as u64
+    }
+
+    /// What steps of this plan ask of a backend's own working memory.
+    pub fn step_shape(
+        decoder: &Decoder,
+        layout: Option<&LoraLayout>,
+        plan: &MemoryPlan,
+        dtype: Dtype,
+        weights: &Footprint,
+    ) -> StepShape {
+        let attention = &decoder.attention.layout;
+        let mut projections: Vec<_> = ProjectionKind::ALL
+            .into_iter()
+            .map(|kind| {
+                let (in_features, out_features) = decoder.projection_shape(kind);
+                let rank = (0..decoder.blocks())
+                    .map(|block| layout.map_or(0, |layout| layout.rank(block, kind)))
+                    .max()
+                    .unwrap_or(0);
+                let storage = weights.linear_storage;
+                ProjectionShape { in_features, out_features, rank, rows: plan.max_tokens, storage }
+            })
+            .collect();
+        projections.push(ProjectionShape {
+            in_features: decoder.hidden_size,
+            out_features: decoder.vocab_size,
+            rank: 0,
+            rows: plan.logit_rows,
+            storage: weights.table_storage,
+        });
+        StepShape {
+            dtype,
+            tokens: plan.max_tokens,
+            trains: plan.trains(),
+            heads: attention.heads,
+            kv_heads: attention.kv_heads,
+            head_dim: attention.head_dim,
+            projections,
+        }
     }
 
     /// The plan that it was made from.

@@ -177,6 +177,16 @@ impl Decoder {
         format!("{}.{block}.{name}", self.names.blocks)
     }
 
+    /// The paths of a block's norms.
+    pub fn norm_paths(&self, block: usize) -> Vec<String> {
+        let names = &self.names;
+        let mut paths = vec![self.block_path(block, names.norm1)];
+        if self.wiring != Wiring::ParallelOneNorm {
+            paths.push(self.block_path(block, names.norm2));
+        }
+        paths
+    }
+
     /// The linear layers of one projection, in the order of their columns.
     pub fn linears(&self, block: usize, kind: ProjectionKind) -> Vec<LinearModule> {
         let (in_features, out_features) = self.projection_shape(kind);

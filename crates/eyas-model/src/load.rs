@@ -1,19 +1,21 @@
-//! Loading: from a checkpoint to frozen weights on a device, one tensor at a time.
+//! A model on disk: finding its tensors, checking their shapes, reading them one at a time.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use eyas_backend::{AttentionSpec, Backend, Dtype, HostMatrix, Linear, NormKind, Projection, Storage};
+use eyas_backend::spec::QuantConfig;
+use eyas_backend::{Backend, Dtype, HostMatrix, NormKind, Storage};
 use eyas_checkpoint::{Checkpoint, TensorDtype, TensorInfo};
 use eyas_quant::state_dict::{StateTensor, TensorDtype as StateDtype, quant_state_keys};
 use eyas_quant::{Dtype as QuantDtype, Quantized};
 
-use crate::block::{Block, Norm};
 use crate::config::Config;
-use crate::decoder::{Decoder, Positions, ProjectionKind, Wiring};
+use crate::decoder::{Decoder, Positions};
 use crate::family::{self, RowOrder, gguf_tensor};
+use crate::footprint::Footprint;
+use crate::loader::{Feed, Loader};
 use crate::model::Model;
-use crate::rope::{RopeScaling, alibi_table};
+use crate::rope::RopeScaling;
 use crate::{Error, Result};
 
 /// A model on disk: its weights, and its description.
@@ -29,27 +31,9 @@ pub struct ModelSource {
 pub struct LoadOptions {
     /// Quantise the blocks' linear layers; `None` keeps them as they are stored. Weights that are stored in
     /// 4 bits already stay as they are. The embedding, the head and the norms are never quantised.
-    pub quantize: Option<eyas_backend::spec::QuantConfig>,
+    pub quantize: Option<QuantConfig>,
     /// The longest sequence that will be run: position tables are made for that many tokens.
     pub positions: usize,
-}
-
-/// What the weights take on the device, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Footprint {
-    /// The blocks' linear layers.
-    pub linears: u64,
-    /// Embedding and head.
-    pub tables: u64,
-    /// Norms, biases and position tables.
-    pub rest: u64,
-}
-
-impl Footprint {
-    /// All of it.
-    pub fn total(&self) -> u64 {
-        self.linears + self.tables + self.rest
-    }
 }
 
 impl ModelSource {
@@ -163,7 +147,7 @@ impl ModelSource {
             }
         }
         for block in 0..decoder.blocks() {
-            for norm in self.norm_paths(block) {
+            for norm in decoder.norm_paths(block) {
                 self.check_norm(&norm)?;
             }
             if decoder.attention.head_norm_eps.is_some() {
@@ -174,15 +158,6 @@ impl ModelSource {
             }
         }
         self.check_norm(names.final_norm)
-    }
-
-    fn norm_paths(&self, block: usize) -> Vec<String> {
-        let names = &self.decoder.names;
-        let mut paths = vec![self.decoder.block_path(block, names.norm1)];
-        if self.decoder.wiring != Wiring::ParallelOneNorm {
-            paths.push(self.decoder.block_path(block, names.norm2));
-        }
-        paths
     }
 
     fn check_norm(&self, path: &str) -> Result<()> {
@@ -230,171 +205,84 @@ impl ModelSource {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Model<B>> {
         let total = self.checkpoint.tensors().map(|info| info.byte_len() as u64).sum();
-        let mut loader = Loader {
-            source: self,
-            backend,
-            options,
-            buffer: Vec::new(),
-            footprint: Footprint::default(),
-            read: 0,
-            total,
-            progress,
+        let feed =
+            Files { source: self, quantize: options.quantize, buffer: Vec::new(), read: 0, total, progress };
+        let (linears, tables) = self.storage(options);
+        let footprint = Footprint::empty(linears, tables);
+        let decoder = &self.decoder;
+        Loader { backend, decoder, feed, positions: options.positions, footprint }.model()
+    }
+
+    /// What the model will take on a device of this kind, with activations of `dtype`.
+    pub fn footprint<B: Backend>(&self, dtype: Dtype, options: LoadOptions) -> Footprint {
+        let (linears, tables) = self.storage(options);
+        Footprint::predict::<B>(&self.decoder, dtype, linears, tables, options.positions)
+    }
+
+    /// How linear layers and tables are kept: as the first of each is.
+    fn storage(&self, options: LoadOptions) -> (Storage, Storage) {
+        let dense = |name: &str| match self.require(name) {
+            Ok((info, _)) => Storage::Dense(dense_dtype(info.dtype)),
+            Err(_) => Storage::Dense(Dtype::Bf16),
         };
-        loader.model()
+        let first = self.decoder.all_linears().next().map(|(.., linear)| format!("{}.weight", linear.path));
+        let linears = match (options.quantize, &first) {
+            (Some(config), _) => Storage::Quantised(config),
+            (None, Some(name)) if self.quantized_key(name).is_some() => {
+                Storage::Quantised(QuantConfig::default())
+            }
+            (None, Some(name)) => dense(name),
+            (None, None) => Storage::Dense(Dtype::Bf16),
+        };
+        (linears, dense(&format!("{}.weight", self.decoder.names.embedding)))
     }
 }
 
-struct Loader<'a, B: Backend> {
+/// The tensors of a checkpoint.
+struct Files<'a> {
     source: &'a ModelSource,
-    backend: &'a B,
-    options: LoadOptions,
+    quantize: Option<QuantConfig>,
     /// Reused by every tensor that has to be converted.
     buffer: Vec<f32>,
-    footprint: Footprint,
     read: u64,
     total: u64,
     progress: &'a mut dyn FnMut(u64, u64),
 }
 
-impl<B: Backend> Loader<'_, B> {
-    fn model(&mut self) -> Result<Model<B>> {
-        let decoder = self.source.decoder.clone();
-        let names = decoder.names;
-        let embedding_name = format!("{}.weight", names.embedding);
-        let (embedding, head_name) = if decoder.tie_word_embeddings {
-            (None, embedding_name)
-        } else {
-            (Some(self.table(&embedding_name)?), format!("{}.weight", names.head))
-        };
-        let head = Projection {
-            in_features: decoder.hidden_size,
-            index: u32::MAX,
-            parts: vec![Linear {
-                weight: self.table(&head_name)?,
-                bias: None,
-                out_features: decoder.vocab_size,
-            }],
-        };
-        let blocks =
-            (0..decoder.blocks()).map(|index| self.block(&decoder, index)).collect::<Result<Vec<_>>>()?;
-        let final_norm = self.norm(names.final_norm)?;
-        let positions = self.options.positions;
-        let rope = match &decoder.positions {
-            Positions::Rope(rope) => {
-                self.footprint.rest += (positions * rope.dim * 4) as u64;
-                Some(rope.tables(self.backend, positions)?)
-            }
-            Positions::Alibi => None,
-        };
-        (self.progress)(self.total, self.total);
-        let footprint = self.footprint;
-        Ok(Model { decoder, embedding, blocks, final_norm, head, rope, positions, footprint })
-    }
-
-    fn block(&mut self, decoder: &Decoder, index: usize) -> Result<Block<B>> {
-        let norms = self.source.norm_paths(index);
-        let norm1 = self.norm(&norms[0])?;
-        let norm2 = norms.get(1).map(|path| self.norm(path)).transpose()?;
-        let layout = decoder.attention.layout;
-        let head_norms = match decoder.attention.head_norm_eps {
-            Some(_) => {
-                let [query, key] = decoder.names.head_norms.map(|name| decoder.block_path(index, name));
-                Some([
-                    self.vector(&format!("{query}.weight"), layout.head_dim)?,
-                    self.vector(&format!("{key}.weight"), layout.head_dim)?,
-                ])
-            }
-            None => None,
-        };
-        let alibi = match decoder.positions {
-            Positions::Alibi => {
-                let positions = self.options.positions;
-                let table = alibi_table(layout.heads, layout.head_dim, positions);
-                let mut tensor = self.backend.zeros(Dtype::F32, layout.heads, positions)?;
-                self.backend.upload(&table, &mut tensor)?;
-                self.footprint.rest += table.len() as u64 * 4;
-                Some(tensor)
-            }
-            Positions::Rope(_) => None,
-        };
-        let attention =
-            AttentionSpec { layout, scale: decoder.attention.scale, window: decoder.windows[index], alibi };
-        Ok(Block {
-            norm1,
-            norm2,
-            head_norms,
-            qkv: self.projection(decoder, index, ProjectionKind::Qkv)?,
-            attention_out: self.projection(decoder, index, ProjectionKind::AttentionOut)?,
-            mlp_in: self.projection(decoder, index, ProjectionKind::MlpIn)?,
-            mlp_out: self.projection(decoder, index, ProjectionKind::MlpOut)?,
-            attention,
-        })
-    }
-
-    fn projection(&mut self, decoder: &Decoder, block: usize, kind: ProjectionKind) -> Result<Projection<B>> {
-        let parts = decoder
-            .linears(block, kind)
-            .into_iter()
-            .map(|linear| {
-                let weight =
-                    self.linear(&format!("{}.weight", linear.path), linear.out_features, linear.in_features)?;
-                let bias = linear
-                    .bias
-                    .then(|| self.vector(&format!("{}.bias", linear.path), linear.out_features))
-                    .transpose()?;
-                Ok(Linear { weight, bias, out_features: linear.out_features })
-            })
-            .collect::<Result<_>>()?;
-        Ok(Projection {
-            in_features: decoder.projection_shape(kind).0,
-            index: (block * ProjectionKind::ALL.len() + kind as usize) as u32,
-            parts,
-        })
-    }
-
-    fn norm(&mut self, path: &str) -> Result<Norm<B>> {
-        let hidden = self.source.decoder.hidden_size;
-        let weight = self.vector(&format!("{path}.weight"), hidden)?;
-        let bias = match self.source.decoder.norm.kind {
-            NormKind::LayerNorm => Some(self.vector(&format!("{path}.bias"), hidden)?),
-            NormKind::RmsNorm => None,
-        };
-        Ok(Norm { weight, bias })
-    }
-
-    fn vector(&mut self, name: &str, len: usize) -> Result<B::Tensor> {
+impl<B: Backend> Feed<B> for Files<'_> {
+    fn vector(&mut self, name: &str, _len: usize) -> Result<&[f32]> {
         let (info, _) = self.source.require(name)?;
         self.source.checkpoint.read_f32(&info.name, &mut self.buffer)?;
-        let mut tensor = self.backend.zeros(Dtype::F32, 1, len)?;
-        self.backend.upload(&self.buffer, &mut tensor)?;
-        self.footprint.rest += len as u64 * 4;
         self.advance(info);
-        Ok(tensor)
+        Ok(&self.buffer)
     }
 
-    fn table(&mut self, name: &str) -> Result<B::Weight> {
+    fn table(&mut self, backend: &B, name: &str, _rows: usize, _cols: usize) -> Result<B::Weight> {
         let (info, order) = self.source.require(name)?;
-        let weight = self.matrix(info, order, Storage::Dense(dense_dtype(info.dtype)))?;
-        self.footprint.tables += self.backend.weight_bytes(&weight);
-        Ok(weight)
+        self.matrix(backend, info, order, Storage::Dense(dense_dtype(info.dtype)))
     }
 
-    fn linear(&mut self, name: &str, rows: usize, cols: usize) -> Result<B::Weight> {
-        let weight = if let Some(stored) = self.source.quantized_key(name) {
-            self.stored_quantized(&stored, rows, cols)?
-        } else {
-            let (info, order) = self.source.require(name)?;
-            let storage = match self.options.quantize {
-                Some(config) => Storage::Quantised(config),
-                None => Storage::Dense(dense_dtype(info.dtype)),
-            };
-            self.matrix(info, order, storage)?
+    fn linear(&mut self, backend: &B, name: &str, rows: usize, cols: usize) -> Result<B::Weight> {
+        if let Some(stored) = self.source.quantized_key(name) {
+            return self.stored_quantized(backend, &stored, rows, cols);
+        }
+        let (info, order) = self.source.require(name)?;
+        let storage = match self.quantize {
+            Some(config) => Storage::Quantised(config),
+            None => Storage::Dense(dense_dtype(info.dtype)),
         };
-        self.footprint.linears += self.backend.weight_bytes(&weight);
-        Ok(weight)
+        self.matrix(backend, info, order, storage)
     }
+}
 
-    fn matrix(&mut self, info: &TensorInfo, order: RowOrder, storage: Storage) -> Result<B::Weight> {
+impl Files<'_> {
+    fn matrix<B: Backend>(
+        &mut self,
+        backend: &B,
+        info: &TensorInfo,
+        order: RowOrder,
+        storage: Storage,
+    ) -> Result<B::Weight> {
         let checkpoint = &self.source.checkpoint;
         let (rows, cols) = (info.rows(), info.row_len());
         let direct = match (info.dtype, order) {
@@ -406,14 +294,14 @@ impl<B: Backend> Loader<'_, B> {
         let weight = match direct {
             Some(dtype) => {
                 let bytes = checkpoint.read_bytes(&info.name)?;
-                self.backend.load_weight(HostMatrix { rows, cols, dtype, bytes: &bytes }, storage)
+                backend.load_weight(HostMatrix { rows, cols, dtype, bytes: &bytes }, storage)
             }
             None => {
                 checkpoint.read_f32(&info.name, &mut self.buffer)?;
                 if let RowOrder::Interleaved { head_dim } = order {
                     self.buffer = deinterleave(&self.buffer, rows, cols, head_dim);
                 }
-                self.backend.load_weight(HostMatrix::from_f32(rows, cols, &self.buffer)?, storage)
+                backend.load_weight(HostMatrix::from_f32(rows, cols, &self.buffer)?, storage)
             }
         }
         .map_err(|error| match error {
@@ -427,7 +315,13 @@ impl<B: Backend> Loader<'_, B> {
         Ok(weight)
     }
 
-    fn stored_quantized(&mut self, stored: &str, rows: usize, cols: usize) -> Result<B::Weight> {
+    fn stored_quantized<B: Backend>(
+        &mut self,
+        backend: &B,
+        stored: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<B::Weight> {
         let wrong = |reason: String| Error::Weights { tensor: stored.into(), reason };
         let quantized = read_quantized(&self.source.checkpoint, stored)?;
         if (quantized.rows(), quantized.cols()) != (rows, cols) {
@@ -440,7 +334,7 @@ impl<B: Backend> Loader<'_, B> {
         if let Ok(info) = self.source.checkpoint.info(stored) {
             self.advance(info);
         }
-        Ok(self.backend.load_quantized(quantized)?)
+        Ok(backend.load_quantized(quantized)?)
     }
 
     fn advance(&mut self, info: &TensorInfo) {

@@ -8,7 +8,7 @@ use crate::block::{ActiveAdapter, Block, BlockPass, KeyValues, Norm};
 use crate::cache::Cache;
 use crate::decoder::Decoder;
 use crate::device_batch::DeviceBatch;
-use crate::load::Footprint;
+use crate::footprint::Footprint;
 
 /// A decoder's frozen weights on a device.
 #[derive(Debug)]
@@ -119,7 +119,7 @@ impl<B: Backend> Model<B> {
         loss: &mut B::Tensor,
         gradient: Option<f32>,
     ) -> Result<()> {
-        let rows = workspace.plan.logit_rows;
+        let rows = chunk_rows(batch.targets(), workspace.plan.logit_rows);
         let x = workspace.stream.output();
         let head = &mut workspace.head;
         if gradient.is_some() {
@@ -215,7 +215,7 @@ impl<B: Backend> Model<B> {
         workspace: &mut Workspace<B>,
         mut visit: impl FnMut(usize, &[f32]),
     ) -> Result<()> {
-        let rows = workspace.plan.logit_rows;
+        let rows = chunk_rows(batch.targets(), workspace.plan.logit_rows);
         let x = workspace.stream.output();
         let head = &mut workspace.head;
         let mut logits = Vec::new();
@@ -271,5 +271,27 @@ impl<B: Backend> Model<B> {
         index: usize,
     ) -> BlockPass<'a, B> {
         BlockPass { backend, decoder: &self.decoder, rope: self.rope.as_ref(), batch, adapter, index }
+    }
+}
+
+/// Rows of each chunk of logits: as few chunks as `most` allows, all but the last alike, so that their products are.
+fn chunk_rows(targets: usize, most: usize) -> usize {
+    const STEP: usize = 64;
+    let chunks = targets.div_ceil(most.max(1)).max(1);
+    targets.div_ceil(chunks).next_multiple_of(STEP).min(most).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_alike_and_within_the_plan() {
+        for (targets, most, rows) in
+            [(15_027, 2048, 1920), (2048, 2048, 2048), (5, 256, 64), (100, 16, 16), (0, 16, 16)]
+        {
+            assert_eq!(chunk_rows(targets, most), rows, "{targets} in {most}");
+            assert!(rows * targets.div_ceil(most) >= targets);
+        }
     }
 }

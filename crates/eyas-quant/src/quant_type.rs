@@ -131,6 +131,17 @@ impl Default for QuantConfig {
 }
 
 impl QuantConfig {
+    /// Bytes that `len` values take: codes and scales.
+    pub fn stored_bytes(&self, len: u64) -> u64 {
+        let scales = len.div_ceil(self.block_size.max(1) as u64);
+        let scales = if self.double_quant {
+            scales + 4 * (scales.div_ceil(crate::NESTED_BLOCK_SIZE as u64) + 256 + 1)
+        } else {
+            4 * scales
+        };
+        len.div_ceil(2) + scales
+    }
+
     /// Checks the settings.
     ///
     /// # Errors

@@ -66,7 +66,6 @@ fn run() -> Result<()> {
         recipe: &recipe,
         train: &rows,
         eval: &[],
-        free_memory: None,
         extra_files: Vec::new(),
     };
     let mut seconds = Vec::new();
@@ -79,7 +78,7 @@ fn run() -> Result<()> {
     let mut counted = seconds.split_off(1);
     counted.sort_by(f64::total_cmp);
     let median = counted[counted.len() / 2];
-    let peak = peak_memory().unwrap_or_default() as f64 / 1e9;
+    let peak = backend.used_memory().map_or(0, |(_, peak)| peak) as f64 / 1e9;
     println!(
         "{}",
         json!({
@@ -90,11 +89,4 @@ fn run() -> Result<()> {
         })
     );
     Ok(())
-}
-
-/// The most memory that the process had in RAM.
-fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kb| kb * 1024)
 }

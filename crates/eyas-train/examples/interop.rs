@@ -62,15 +62,7 @@ fn train(
          max_steps = 6\nper_device_train_batch_size = 4\nsave_steps = 0\n"
     );
     let recipe = Recipe::parse("interop", &text)?;
-    let job = Job {
-        backend,
-        model,
-        recipe: &recipe,
-        train: &rows,
-        eval: &[],
-        free_memory: None,
-        extra_files: Vec::new(),
-    };
+    let job = Job { backend, model, recipe: &recipe, train: &rows, eval: &[], extra_files: Vec::new() };
     Trainer::new(job)?.run(&mut |_: &Event<'_>| {}, &AtomicBool::new(false))?;
 
     let mut batch = FlatBatch::new();

@@ -47,6 +47,14 @@ impl<'a, B: Backend> Engine<'a, B> {
         moments: MomentStorage,
         plan: MemoryPlan,
     ) -> Result<Self> {
+        let (decoder, dtype) = (model.decoder(), backend.compute_dtype());
+        backend.reserve(&Workspace::<B>::step_shape(
+            decoder,
+            Some(&layout),
+            &plan,
+            dtype,
+            model.footprint(),
+        ))?;
         let batch = DeviceBatch::new(backend, plan.max_tokens, plan.max_sequences)?;
         Ok(Self {
             backend,

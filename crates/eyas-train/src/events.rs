@@ -106,6 +106,8 @@ pub struct StepReport {
     pub tokens: usize,
     /// Seconds it took.
     pub seconds: f64,
+    /// Bytes in use on the device, or by the process where the device's memory is its own.
+    pub memory: Option<u64>,
 }
 
 /// An evaluation of the held-out rows.

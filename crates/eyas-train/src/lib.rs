@@ -3,6 +3,7 @@
 //! A [`Recipe`] says what is to be done; [`Rows`] are what it is done with; a [`TrainingPlan`] says how memory is
 //! laid out; [`Trainer`] does it and tells an [`Observer`]. All of it is generic over the device.
 
+pub mod bench;
 pub mod checkpoint;
 pub mod engine;
 mod error;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use eyas_backend::memory::host_memory;
 use eyas_backend::{Backend, FlatBatch};
 use eyas_data::split::Passes;
 use eyas_data::{Example, Order, Position, Sampler, Step, Steps};
@@ -35,9 +36,6 @@ pub struct Job<'a, B: Backend> {
     pub train: &'a [Example],
     /// Rows held out; may be empty.
     pub eval: &'a [Example],
-    /// Memory that is free on the device now that the model is there, for `memory_budget = "auto"`; `None` where
-    /// nobody knows. See [`crate::plan::available_memory`].
-    pub free_memory: Option<u64>,
     /// Files that every checkpoint gets: the recipe, the tokenizer.
     pub extra_files: Vec<ExtraFile>,
 }
@@ -111,7 +109,6 @@ impl<'a, B: Backend> Trainer<'a, B> {
             warnings.extend(resume::compare(folder, &opened.run, &run)?);
         }
 
-        let moments = training.optim.moments();
         let shape = Shape {
             decoder: model.decoder(),
             layout: &layout,
@@ -120,11 +117,14 @@ impl<'a, B: Backend> Trainer<'a, B> {
             max_tokens,
             max_sequences: largest.rows.max(eval_sequences),
             max_targets: largest.targets,
-            moments,
+            moments: training.optim.moments(),
+            host_memory: host_memory(),
         };
         let budget = match training.memory_budget {
             MemoryBudget::Bytes(bytes) => Some(bytes),
-            MemoryBudget::Auto => job.free_memory.map(|free| free.saturating_add(model.footprint().total())),
+            MemoryBudget::Auto => {
+                backend.free_memory()?.map(|free| free.saturating_add(model.footprint().total()))
+            }
         };
         let rows = opened.as_ref().map(|opened| opened.progress.logit_rows);
         let plan = TrainingPlan::new::<B>(&shape, training.gradient_checkpointing, budget, rows)?;
@@ -137,7 +137,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
             Some(restored) => &restored.params,
             None => &layout.initialize(training.seed),
         };
-        let mut engine = Engine::new(backend, model, layout.clone(), params, moments, plan.memory.clone())?;
+        let mut engine =
+            Engine::new(backend, model, layout.clone(), params, plan.moments, plan.memory.clone())?;
         if let (Some(opened), Some(restored)) = (opened, restored) {
             engine.optimizer.restore(backend, &restored.optimizer)?;
             progress = opened.progress;
@@ -277,6 +278,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             learning_rate,
             tokens: step.tokens,
             seconds,
+            memory: self.job.backend.used_memory().map(|(now, _)| now),
         }));
         if is_due(self.state.global_step, training.logging_steps) {
             let progress = &mut self.progress;

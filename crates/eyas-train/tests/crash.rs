@@ -36,7 +36,6 @@ fn child() {
         recipe: &recipe,
         train: &train,
         eval,
-        free_memory: None,
         extra_files: Vec::new(),
     };
     let mut out = std::io::stdout();

@@ -220,7 +220,6 @@ fn many_passes_over_the_same_rows_are_warned_of() {
             recipe,
             train: &train,
             eval,
-            free_memory: None,
             extra_files: Vec::new(),
         };
         let mut warnings = Vec::new();
@@ -275,7 +274,6 @@ fn a_budget_decides_how_many_blocks_are_computed_twice() {
             recipe,
             train: &train,
             eval: &[],
-            free_memory: None,
             extra_files: Vec::new(),
         };
         eyas_train::Trainer::new(job).map(|trainer| {

@@ -3,6 +3,7 @@
 use std::num::NonZero;
 use std::path::PathBuf;
 
+use crate::device::DeviceArg;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Fine-tune large language models with QLoRA, compare them with their base, and talk to them.
@@ -12,6 +13,12 @@ pub struct Cli {
     /// Threads; all cores by default
     #[arg(long, global = true)]
     pub threads: Option<NonZero<usize>>,
+    /// Where to compute: auto, cpu, cuda or cuda:NUMBER
+    #[arg(long, global = true, default_value = "auto", hide_default_value = true)]
+    pub device: DeviceArg,
+    /// The most memory of a card to take, such as 11GB [default: what is free]
+    #[arg(long, global = true, value_name = "SIZE", value_parser = crate::device::memory)]
+    pub gpu_memory: Option<u64>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -33,6 +40,80 @@ pub enum Command {
     Chat(ChatArgs),
     /// Print every key of a recipe with its default and meaning
     Recipe,
+    /// Say what memory a run takes, and which blocks are computed twice, without a card or weights
+    Estimate(EstimateArgs),
+    /// Look at cards, drivers and libraries, check every operation against a reference, measure what the device reaches
+    Doctor(DoctorArgs),
+    /// Measure speed and memory with random weights of a published shape
+    #[command(subcommand)]
+    Bench(BenchCommand),
+}
+
+/// Options of `estimate`.
+#[derive(Debug, Args)]
+pub struct EstimateArgs {
+    /// The recipe: a TOML file, or the name of a built-in one
+    #[arg(default_value = "mental-health")]
+    pub recipe: String,
+    /// The model's folder or GGUF file
+    #[arg(long, conflicts_with = "shape")]
+    pub model: Option<String>,
+    /// Instead of a model, a published shape, such as falcon-7b or llama-3-8b [default: falcon-7b]
+    #[arg(long)]
+    pub shape: Option<String>,
+    /// Tokens of a row; the plan is for rows that are all so long [default: the recipe's max_length]
+    #[arg(long)]
+    pub length: Option<usize>,
+    /// Change a key of the recipe; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// Options of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Leave out the checks of operations against the reference
+    #[arg(long)]
+    pub quick: bool,
+}
+
+/// What can be measured.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Whole steps of training
+    Train(BenchTrainArgs),
+}
+
+/// Options of `bench train`.
+#[derive(Debug, Args)]
+pub struct BenchTrainArgs {
+    /// A published shape, with random weights: falcon-7b, llama-3-8b, smollm2-135m, ...
+    #[arg(long, default_value = "smollm2-135m")]
+    pub shape: String,
+    /// Rows of a micro-batch
+    #[arg(long, default_value_t = 4)]
+    pub batch: usize,
+    /// Micro-batches of a step
+    #[arg(long, default_value_t = 1)]
+    pub accumulation: usize,
+    /// Tokens of a row
+    #[arg(long, default_value_t = 256)]
+    pub length: usize,
+    /// Lengths vary as those of conversations do, log-normally; --length is their mean
+    #[arg(long)]
+    pub lognormal: bool,
+    /// Steps to measure, after one that warms up
+    #[arg(long, default_value_t = 5)]
+    pub steps: usize,
+    /// Rank of the adapter, on every linear layer
+    #[arg(long, default_value_t = 32)]
+    pub rank: usize,
+    /// Change a key of the recipe; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Options of `demo`.

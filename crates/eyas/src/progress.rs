@@ -65,6 +65,7 @@ pub struct TrainBar {
     seconds: f64,
     micro_batches: (usize, usize),
     loss: Option<f64>,
+    memory: Option<u64>,
     last_line: Option<Instant>,
 }
 
@@ -82,6 +83,7 @@ impl TrainBar {
             seconds: 0.0,
             micro_batches: (0, 1),
             loss: None,
+            memory: None,
             last_line: None,
         }
     }
@@ -93,8 +95,7 @@ impl TrainBar {
     fn message(&self) -> String {
         let loss = self.loss.map_or_else(|| "loss -".into(), |loss| format!("loss {loss:.3}"));
         let rate = if self.seconds > 0.0 { self.tokens as f64 / self.seconds } else { 0.0 };
-        let memory =
-            resident_memory().map_or_else(String::new, |bytes| format!(", {}", display_bytes(bytes)));
+        let memory = self.memory.map_or_else(String::new, |bytes| format!(", {}", display_bytes(bytes)));
         format!("{loss}, {rate:.0} tokens/s{memory}")
     }
 
@@ -158,6 +159,7 @@ impl Observer for TrainBar {
                 self.tokens += report.tokens as u64;
                 self.seconds += report.seconds;
                 self.loss = Some(report.loss);
+                self.memory = report.memory;
                 self.micro_batches = (0, 1);
                 self.place(report.global_step);
                 let due = self.last_line.is_none_or(|last| last.elapsed() > Duration::from_secs(10));
@@ -189,11 +191,4 @@ impl Observer for TrainBar {
             _ => {}
         }
     }
-}
-
-/// Memory that the process has in RAM.
-pub fn resident_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kb| kb * 1024)
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use eyas_backend::{Backend, CpuBackend, CpuOptions, MatmulKernel};
+use eyas_backend::Backend;
 use eyas_data::{ChatTemplate, PromptFormat, Tokenizer};
 use eyas_generate::{AdapterId, Engine, EngineOptions, Generator, SamplingParams};
 use eyas_model::{LoadOptions, LoraAdapter, Model, ModelSource};
@@ -25,6 +25,15 @@ const RECIPES: [(&str, &str); 3] = [
 /// The file beside an adapter that says how it was trained.
 pub const RECIPE_FILE: &str = "recipe.toml";
 
+/// Reads a recipe, a file or one inside the program by its name, and changes keys of it.
+pub fn recipe_with(name: &str, set: &[String]) -> Result<Recipe> {
+    let mut recipe = recipe(name)?;
+    for assignment in set {
+        recipe.set(assignment)?;
+    }
+    Ok(recipe)
+}
+
 /// Reads a recipe: a file, or one inside the program by its name.
 pub fn recipe(name: &str) -> Result<Recipe> {
     if !Path::new(name).exists() {
@@ -35,18 +44,6 @@ pub fn recipe(name: &str) -> Result<Recipe> {
         bail!("{name}: there is no such file, nor a built-in recipe of that name ({known})");
     }
     Ok(Recipe::read(Path::new(name))?)
-}
-
-/// The processor as a backend.
-///
-/// # Errors
-/// When the recipe asks for a type of activations that the processor does not compute in.
-pub fn cpu(recipe: &Recipe) -> Result<CpuBackend> {
-    let wanted = match recipe.compute_dtype() {
-        Some(eyas_backend::Dtype::F32) => Some(MatmulKernel::F32),
-        _ => None,
-    };
-    Ok(CpuBackend::new(CpuOptions { matmul: wanted })?)
 }
 
 /// A model on disk with its tokenizer.

@@ -29,6 +29,7 @@ use rayon::prelude::*;
 
 use crate::backend::{Backend, DeviceTensor};
 use crate::batch::{FlatBatch, IGNORE_INDEX};
+use crate::memory::{StepShape, host_memory, resident_memory};
 use crate::moments::{HostMoments, MomentStorage};
 use crate::spec::{
     Activation, AdamW, Adapter, AttentionSpec, Dtype, HostMatrix, NormSpec, Projection, QkvLayout, Rope,
@@ -128,6 +129,9 @@ impl Backend for CpuBackend {
 
     const OFFLOADS: bool = false;
 
+    /// Enough for a product to be fast, and few beside the activations.
+    const LOGIT_ROWS: usize = 256;
+
     fn name(&self) -> String {
         format!("CPU ({} threads, {} products)", rayon::current_num_threads(), self.matmul)
     }
@@ -137,6 +141,31 @@ impl Backend for CpuBackend {
     }
 
     fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn free_memory(&self) -> Result<Option<u64>> {
+        Ok(host_memory())
+    }
+
+    fn used_memory(&self) -> Option<(u64, u64)> {
+        resident_memory()
+    }
+
+    fn stored_bytes(_dtype: Dtype, rows: usize, cols: usize, storage: Storage) -> u64 {
+        let len = rows as u64 * cols as u64;
+        match storage {
+            Storage::Dense(dtype) => len * dtype.size() as u64,
+            Storage::Quantised(config) => config.stored_bytes(len),
+        }
+    }
+
+    /// Blocks of weights are decoded into a few buffers of the size of a cache, which do not show beside the rest.
+    fn scratch_bytes(_shape: &StepShape) -> u64 {
+        0
+    }
+
+    fn reserve(&self, _shape: &StepShape) -> Result<()> {
         Ok(())
     }
 

@@ -222,6 +222,14 @@ const UNITS: [(&str, f64); 11] = [
     ("B", 1.0),
 ];
 
+impl std::str::FromStr for MemoryBudget {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::parse(text).ok_or_else(|| "\"auto\" or a size as \"6 GB\" was expected".into())
+    }
+}
+
 impl MemoryBudget {
     fn parse(text: &str) -> Option<Self> {
         if text == "auto" {

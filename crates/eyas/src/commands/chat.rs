@@ -13,6 +13,7 @@ use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
 use crate::cli::ChatArgs;
+use crate::device::{Choice, Work};
 use crate::session::{self, Files, Settings};
 
 const HELP: &str = "\
@@ -28,23 +29,44 @@ const NOTICE: &str = "\
 You are talking to a program. It can be wrong, it is not a therapist, and it does not replace one.
 If you or someone else is in danger, call your local emergency number or a crisis line now.";
 
-pub fn run(args: ChatArgs) -> Result<ExitCode> {
+pub fn run(device: Choice, args: ChatArgs) -> Result<ExitCode> {
     let settings = Settings::new(&args.model)?;
     let files = Files::open(&settings.model)?;
     let mut session = ChatSession::new(settings.format(&files)?).with_memory(args.memory);
     if let Some(system) = args.system {
         session = session.with_system(system);
     }
-    let backend = session::cpu(&settings.recipe)?;
-    let model = files.load(&backend, &settings.recipe, session::positions(&files))?;
-    let (generator, adapter) =
-        session::generator(&backend, &model, &files.tokenizer, settings.adapter.as_deref(), 1)?;
-    let stop = crate::interrupt::answer_flag()?;
-    let mut chat =
-        Chat { generator, session, params: settings.sampling(), tuned: adapter, active: adapter, answers: 0 };
-    println!("{NOTICE}\n\n{HELP}\n");
-    chat.talk(&stop)?;
-    Ok(ExitCode::SUCCESS)
+    let recipe = settings.recipe.clone();
+    device.run(&recipe, Talk { settings, files, session })
+}
+
+struct Talk {
+    settings: Settings,
+    files: Files,
+    session: ChatSession,
+}
+
+impl Work for Talk {
+    type Output = ExitCode;
+
+    fn run<B: Backend>(self, backend: &B) -> Result<ExitCode> {
+        let Self { settings, files, session } = self;
+        let model = files.load(backend, &settings.recipe, session::positions(&files))?;
+        let (generator, adapter) =
+            session::generator(backend, &model, &files.tokenizer, settings.adapter.as_deref(), 1)?;
+        let stop = crate::interrupt::answer_flag()?;
+        let mut chat = Chat {
+            generator,
+            session,
+            params: settings.sampling(),
+            tuned: adapter,
+            active: adapter,
+            answers: 0,
+        };
+        println!("{NOTICE}\n\n{HELP}\n");
+        chat.talk(&stop)?;
+        Ok(ExitCode::SUCCESS)
+    }
 }
 
 struct Chat<'m, B: Backend> {

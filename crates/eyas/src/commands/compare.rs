@@ -1,5 +1,6 @@
 //! `eyas compare`: base and tuned model side by side.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -9,10 +10,11 @@ use eyas_train::Rows;
 use serde_json::json;
 
 use crate::cli::CompareArgs;
+use crate::device::{Choice, Work};
 use crate::progress::count_bar;
 use crate::session::{self, Files, Settings};
 
-pub fn run(args: CompareArgs) -> Result<ExitCode> {
+pub fn run(device: Choice, args: CompareArgs) -> Result<ExitCode> {
     let mut settings = Settings::new(&args.model)?;
     let folder = settings.adapter.clone().context(
         "there is no adapter to compare with; give --adapter FOLDER, or run `eyas demo` first, which leaves one in \
@@ -30,30 +32,53 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
         }
         None => None,
     };
-    let backend = session::cpu(&settings.recipe)?;
-    let model = files.load(&backend, &settings.recipe, session::positions(&files))?;
     let questions = if args.questions.is_empty() {
         eyas_data::builtin::QUESTIONS.map(str::to_owned).to_vec()
     } else {
         args.questions
     };
-    let (mut generator, adapter) =
-        session::generator(&backend, &model, &files.tokenizer, Some(&folder), questions.len().min(8))?;
-    let adapter = adapter.context("the adapter was not loaded")?;
-    if let Some(rows) = rows {
-        print!("{}", held_out(&generator, adapter, &rows.train)?.table());
-    }
-    let comparisons = answers(&mut generator, &format, &questions, &settings.sampling(), adapter)?;
-    for comparison in &comparisons {
-        if args.json {
-            println!("{}", as_json(comparison));
-        } else if args.raw {
-            println!("{}", comparison.recipe_text());
-        } else {
-            println!("{}", comparison.columns(terminal_width()));
+    let recipe = settings.recipe.clone();
+    device.run(
+        &recipe,
+        Compare { settings, files, format, folder, rows, questions, json: args.json, raw: args.raw },
+    )
+}
+
+struct Compare {
+    settings: Settings,
+    files: Files,
+    format: eyas_data::PromptFormat,
+    folder: PathBuf,
+    rows: Option<Rows>,
+    questions: Vec<String>,
+    json: bool,
+    raw: bool,
+}
+
+impl Work for Compare {
+    type Output = ExitCode;
+
+    fn run<B: Backend>(self, backend: &B) -> Result<ExitCode> {
+        let Self { settings, files, format, folder, rows, questions, json, raw } = self;
+        let model = files.load(backend, &settings.recipe, session::positions(&files))?;
+        let (mut generator, adapter) =
+            session::generator(backend, &model, &files.tokenizer, Some(&folder), questions.len().min(8))?;
+        let adapter = adapter.context("the adapter was not loaded")?;
+        if let Some(rows) = rows {
+            print!("{}", held_out(&generator, adapter, &rows.train)?.table());
         }
+        let comparisons = answers(&mut generator, &format, &questions, &settings.sampling(), adapter)?;
+        for comparison in &comparisons {
+            if json {
+                println!("{}", as_json(comparison));
+            } else if raw {
+                println!("{}", comparison.recipe_text());
+            } else {
+                println!("{}", comparison.columns(terminal_width()));
+            }
+        }
+        Ok(ExitCode::SUCCESS)
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// The loss of both models on rows, with a bar.

@@ -1,8 +1,11 @@
 //! The commands, one file each.
 
+pub mod bench;
 pub mod chat;
 pub mod compare;
 pub mod demo;
+pub mod doctor;
+pub mod estimate;
 pub mod generate;
 pub mod recipe;
 pub mod train;

@@ -6,15 +6,15 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use eyas_backend::Backend;
 use eyas_model::Model;
-use eyas_train::plan::available_memory;
 use eyas_train::recipe::ResumeFrom;
 use eyas_train::{Ending, ExtraFile, Job, Outcome, Recipe, Rows, Trainer};
 
 use crate::cli::TrainArgs;
+use crate::device::{Choice, Work};
 use crate::progress::TrainBar;
 use crate::session::{self, Files, RECIPE_FILE};
 
-pub fn run(args: TrainArgs) -> Result<ExitCode> {
+pub fn run(device: Choice, args: TrainArgs) -> Result<ExitCode> {
     let mut recipe = session::recipe(&args.recipe)?;
     if let Some(model) = args.model {
         recipe.model.model_name_or_path = Some(model);
@@ -40,10 +40,23 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
     let files = Files::open(&name)?;
     let rows = Rows::load(&recipe, &files.tokenizer, files.template.clone())?;
     eprintln!("{rows}");
-    let backend = session::cpu(&recipe)?;
-    let model = files.load(&backend, &recipe, recipe.data.max_length)?;
-    let outcome = train(&backend, &model, &recipe, &rows)?;
-    Ok(report(&recipe, &outcome))
+    device.run(&recipe, Run { recipe: &recipe, files: &files, rows: &rows })
+}
+
+struct Run<'a> {
+    recipe: &'a Recipe,
+    files: &'a Files,
+    rows: &'a Rows,
+}
+
+impl Work for Run<'_> {
+    type Output = ExitCode;
+
+    fn run<B: Backend>(self, backend: &B) -> Result<ExitCode> {
+        let model = self.files.load(backend, self.recipe, self.recipe.data.max_length)?;
+        let outcome = train(backend, &model, self.recipe, self.rows)?;
+        Ok(report(self.recipe, &outcome))
+    }
 }
 
 /// Runs a recipe, with a bar, until it is done or Ctrl-C stops it.
@@ -55,7 +68,6 @@ pub fn train<B: Backend>(backend: &B, model: &Model<B>, recipe: &Recipe, rows: &
         recipe,
         train: &rows.train,
         eval: &rows.eval,
-        free_memory: available_memory(),
         extra_files: vec![ExtraFile { name: RECIPE_FILE.into(), contents: recipe.to_toml().into_bytes() }],
     })?;
     let mut bar = TrainBar::new();

@@ -1,0 +1,169 @@
+//! `eyas bench`: speed and memory with random weights, so that nothing has to be downloaded.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+use eyas_backend::Backend;
+use eyas_model::{Decoder, LoadOptions, Model, shapes};
+use eyas_train::Recipe;
+use eyas_train::bench::{self, Ceilings, Lengths, Measured, Options};
+use eyas_train::plan::display_bytes;
+use eyas_train::recipe::MemoryBudget;
+use serde_json::json;
+
+use crate::cli::BenchTrainArgs;
+use crate::device::{Choice, Work};
+use crate::progress::{LoadBar, count_bar};
+use crate::session;
+
+/// Side of the product that the device's ceiling is measured with.
+const CEILING_ON_CARD: usize = 8192;
+const CEILING_ON_CPU: usize = 1024;
+
+pub fn run(device: Choice, args: BenchTrainArgs) -> Result<ExitCode> {
+    let decoder = shapes::published(&args.shape)?;
+    let mut recipe = session::recipe("demo")?;
+    let rank = args.rank.to_string();
+    for (key, value) in [
+        ("r", rank.as_str()),
+        ("per_device_train_batch_size", &args.batch.to_string()),
+        ("gradient_accumulation_steps", &args.accumulation.to_string()),
+        ("max_length", &(4 * args.length).to_string()),
+        ("learning_rate", "2e-4"),
+    ] {
+        recipe.set(&format!("{key}={value}"))?;
+    }
+    for assignment in &args.set {
+        recipe.set(assignment)?;
+    }
+    if let Some(bytes) = device.memory {
+        recipe.training.memory_budget = MemoryBudget::Bytes(bytes);
+    }
+    recipe.validate()?;
+    let on_card = device.card()?.is_some();
+    device.run(&recipe, Train { args: &args, decoder: &decoder, recipe: &recipe, on_card })
+}
+
+struct Train<'a> {
+    args: &'a BenchTrainArgs,
+    decoder: &'a Decoder,
+    recipe: &'a Recipe,
+    on_card: bool,
+}
+
+impl Work for Train<'_> {
+    type Output = ExitCode;
+
+    fn run<B: Backend>(self, backend: &B) -> Result<ExitCode> {
+        let Self { args, decoder, recipe, on_card } = self;
+        let lengths =
+            if args.lognormal { Lengths::LogNormal(args.length) } else { Lengths::Fixed(args.length) };
+        let ceilings = bench::ceilings(backend, if on_card { CEILING_ON_CARD } else { CEILING_ON_CPU })?;
+        let begun = Instant::now();
+        let bar = LoadBar::new("making weights");
+        let options = LoadOptions {
+            quantize: recipe.quantization.config(),
+            positions: if args.lognormal { 4 * args.length } else { args.length },
+        };
+        let model = Model::random(backend, decoder, options, 1, &mut |done, total| bar.set(done, total))?;
+        bar.finish();
+        let loading = begun.elapsed().as_secs_f64();
+        let bar = count_bar("steps", args.steps as u64 + 2);
+        let stop = crate::interrupt::stop_flag()?;
+        let options = Options { lengths, steps: args.steps, seed: 1 };
+        let measured =
+            bench::train(backend, &model, recipe, options, &stop, |done| bar.set_position(done as u64))?;
+        bar.finish_and_clear();
+        if measured.seconds.is_empty() {
+            return Ok(ExitCode::from(130));
+        }
+        if args.json {
+            println!("{}", as_json(args, &backend.name(), &measured, &ceilings));
+        } else {
+            print(args, &backend.name(), &measured, &ceilings, loading);
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn share(measured: &Measured, ceilings: &Ceilings) -> f64 {
+    measured.tokens_per_second() * measured.flops_per_token / ceilings.product
+}
+
+fn as_json(
+    args: &BenchTrainArgs,
+    device: &str,
+    measured: &Measured,
+    ceilings: &Ceilings,
+) -> serde_json::Value {
+    json!({
+        "device": device,
+        "shape": args.shape,
+        "batch": args.batch,
+        "accumulation": args.accumulation,
+        "length": args.length,
+        "lognormal": args.lognormal,
+        "tokens_per_second": measured.tokens_per_second(),
+        "seconds_per_step": measured.median(),
+        "seconds_in_all": measured.seconds.iter().sum::<f64>(),
+        "steps": measured.seconds.len(),
+        "first_step_seconds": measured.first_step,
+        "share_of_limit": share(measured, ceilings),
+        "product_flops": ceilings.product,
+        "predicted_bytes": measured.plan.total(),
+        "peak_bytes": measured.peak,
+        "kept_blocks": measured.plan.kept_blocks(),
+        "losses": measured.losses,
+        "operations": measured.operations.iter().map(|op| json!([op.op, op.calls, op.milliseconds])).collect::<Vec<_>>(),
+    })
+}
+
+fn print(args: &BenchTrainArgs, device: &str, measured: &Measured, ceilings: &Ceilings, loading: f64) {
+    let of = if args.lognormal { "about " } else { "" };
+    println!(
+        "{} on {device}: {} x {} rows of {of}{} tokens",
+        args.shape, args.accumulation, args.batch, args.length
+    );
+    println!("{}", measured.plan);
+    let tokens = measured.tokens.iter().sum::<usize>() / measured.tokens.len();
+    println!(
+        "\n{:.0} tokens/s: {:.1} ms a step of {tokens} tokens (median of {})",
+        measured.tokens_per_second(),
+        1e3 * measured.median(),
+        measured.seconds.len()
+    );
+    println!(
+        "{:.0} % of the limit: the frozen products alone at {:.1} TFLOP/s, as measured here",
+        100.0 * share(measured, ceilings),
+        ceilings.product / 1e12
+    );
+    if let Some(peak) = measured.peak {
+        let predicted = measured.plan.total();
+        println!(
+            "memory: {} at the peak, {} predicted ({:+.1} %)",
+            display_bytes(peak),
+            display_bytes(predicted),
+            100.0 * (predicted as f64 / peak as f64 - 1.0)
+        );
+    }
+    println!(
+        "weights made in {loading:.1} s; first step {:.1} s, allocation and tuning included",
+        measured.first_step
+    );
+    if measured.operations.is_empty() {
+        return;
+    }
+    let all: f64 = measured.operations.iter().map(|op| op.milliseconds).sum();
+    println!("\n{:<42} {:>6} {:>10} {:>7}", "where a step's time goes", "calls", "ms", "%");
+    for op in &measured.operations {
+        println!(
+            "{:<42} {:>6} {:>10.2} {:>7.1}",
+            op.op,
+            op.calls,
+            op.milliseconds,
+            100.0 * op.milliseconds / all
+        );
+    }
+    println!("{:<42} {:>6} {all:>10.2}", "together", "");
+}

@@ -1,0 +1,89 @@
+//! `eyas estimate`: the memory plan of a run, without a card or weights.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use eyas_backend::{Backend, CpuBackend, Dtype, Storage};
+use eyas_cuda::CudaBackend;
+use eyas_model::{Decoder, Footprint, LoadOptions, LoraLayout, ModelSource, shapes};
+use eyas_train::plan::Shape;
+use eyas_train::recipe::MemoryBudget;
+use eyas_train::{Recipe, TrainingPlan};
+
+use crate::cli::EstimateArgs;
+use crate::device::{Choice, DeviceArg};
+use crate::session;
+
+pub fn run(device: Choice, args: EstimateArgs) -> Result<ExitCode> {
+    let recipe = session::recipe_with(&args.recipe, &args.set)?;
+    recipe.validate()?;
+    let length = args.length.unwrap_or(recipe.data.max_length);
+    let options = LoadOptions { quantize: recipe.quantization.config(), positions: length };
+    let source = match &args.model {
+        Some(name) => Some(ModelSource::open(&eyas_hub::locate(name, || {})?)?),
+        None => None,
+    };
+    let decoder = match &source {
+        Some(source) => source.decoder().clone(),
+        None => shapes::published(args.shape.as_deref().unwrap_or("falcon-7b"))?,
+    };
+    let budget = device.memory.or(match recipe.training.memory_budget {
+        MemoryBudget::Bytes(bytes) => Some(bytes),
+        MemoryBudget::Auto => None,
+    });
+    let job = Estimate { recipe: &recipe, decoder: &decoder, source: source.as_ref(), options, budget };
+    let (plan, place) = if device.device == DeviceArg::Cpu {
+        (job.plan::<CpuBackend>(Dtype::F32)?, "the processor")
+    } else {
+        (job.plan::<CudaBackend>(recipe.compute_dtype().unwrap_or(Dtype::Bf16))?, "an NVIDIA card")
+    };
+    println!(
+        "{} of {:.2} G parameters on {place}, {} rows of {length} tokens a micro-batch",
+        decoder.family,
+        decoder.parameters() as f64 / 1e9,
+        recipe.training.per_device_train_batch_size
+    );
+    println!("{plan}");
+    if budget.is_none() {
+        println!("with all the memory it likes; --gpu-memory 24GB plans for less");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Estimate<'a> {
+    recipe: &'a Recipe,
+    decoder: &'a Decoder,
+    source: Option<&'a ModelSource>,
+    options: LoadOptions,
+    budget: Option<u64>,
+}
+
+impl Estimate<'_> {
+    fn plan<B: Backend>(&self, dtype: Dtype) -> Result<TrainingPlan> {
+        let Self { recipe, decoder, source, options, budget } = *self;
+        let weights = match source {
+            Some(source) => source.footprint::<B>(dtype, options),
+            None => {
+                let tables = Storage::Dense(Dtype::Bf16);
+                let linears = options.quantize.map_or(tables, Storage::Quantised);
+                Footprint::predict::<B>(decoder, dtype, linears, tables, options.positions)
+            }
+        };
+        let layout = LoraLayout::new(decoder, recipe.lora.config())?;
+        let batch = recipe.training.per_device_train_batch_size;
+        let tokens = batch.saturating_mul(options.positions);
+        let shape = Shape {
+            decoder,
+            layout: &layout,
+            weights: &weights,
+            dtype,
+            max_tokens: tokens,
+            max_sequences: batch,
+            max_targets: tokens,
+            moments: recipe.training.optim.moments(),
+            // That of the machine which the card is in; this one may be another.
+            host_memory: None,
+        };
+        Ok(TrainingPlan::new::<B>(&shape, recipe.training.gradient_checkpointing, budget, None)?)
+    }
+}
