@@ -57,6 +57,11 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
     type Batch: Debug + Send + Sync;
     /// An optimiser's moments.
     type Moments: Debug + Send + Sync;
+    /// A dense matrix in host memory that the device copies to and from while it computes.
+    type HostBuffer: Debug + Send + Sync;
+
+    /// Whether host memory is apart from the device's, so that moving activations there makes room.
+    const OFFLOADS: bool;
 
     /// Rows of logits at a time with which the head's products run at full speed.
     const LOGIT_ROWS: usize;
@@ -110,6 +115,16 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
     /// Reads rows of a frozen weight back as `f32`, dequantised, as the operations see them.
     fn download_weight(&self, weight: &Self::Weight, rows: Range<usize>, values: &mut Vec<f32>)
     -> Result<()>;
+    /// Host memory for a matrix.
+    fn new_host_buffer(&self, dtype: Dtype, rows: usize, cols: usize) -> Result<Self::HostBuffer>;
+    /// Copies the first `tokens` rows to host memory, once what is queued has run and beside what is queued later.
+    /// Until [`Backend::await_copy`], `from` may be read but not written.
+    fn offload(&self, tokens: usize, from: &Self::Tensor, to: &mut Self::HostBuffer) -> Result<()>;
+    /// Copies the first `tokens` rows back in the same way. Until [`Backend::await_copy`], `to` may be neither read nor
+    /// written.
+    fn fetch(&self, tokens: usize, from: &Self::HostBuffer, to: &mut Self::Tensor) -> Result<()>;
+    /// Holds back what is queued from now on until the buffer's last copy has run; the caller does not wait.
+    fn await_copy(&self, buffer: &Self::HostBuffer) -> Result<()>;
     /// Room for a batch of at most this many tokens and sequences.
     fn new_batch(&self, max_tokens: usize, max_sequences: usize) -> Result<Self::Batch>;
     /// Replaces the batch on the device.

@@ -12,11 +12,12 @@ use eyas_quant::Quantized;
 use crate::device::Device;
 use crate::kernels::Kernels;
 use crate::matmul::Matmul;
+use crate::offload::Copies;
 use crate::profile::Profile;
 use crate::project::LoraPath;
 use crate::scratch::{Scratch, Slot};
 use crate::staging::Staging;
-use crate::{CudaBatch, CudaMoments, CudaTensor, CudaWeight};
+use crate::{CudaBatch, CudaHostBuffer, CudaMoments, CudaTensor, CudaWeight};
 
 /// Bytes of the card that are left to the driver: kernels' code and their stacks are loaded as they are first used.
 const RESERVE: u64 = 256 << 20;
@@ -42,6 +43,7 @@ pub struct CudaBackend {
     pub(crate) matmul: Matmul,
     pub(crate) scratch: Scratch,
     pub(crate) staging: Staging,
+    pub(crate) copies: Copies,
     pub(crate) dtype: Dtype,
     pub(crate) lora_path: Option<LoraPath>,
     pub(crate) profile: Profile,
@@ -88,6 +90,7 @@ impl CudaBackend {
             matmul: Matmul::new(&device, dtype)?,
             scratch: Scratch::new(&device),
             staging: Staging::new(&device),
+            copies: Copies::new(&device)?,
             dtype,
             lora_path: options.lora_path,
             profile: Profile::default(),
@@ -133,6 +136,9 @@ impl Backend for CudaBackend {
     type Weight = CudaWeight;
     type Batch = CudaBatch;
     type Moments = CudaMoments;
+    type HostBuffer = CudaHostBuffer;
+
+    const OFFLOADS: bool = true;
 
     /// A product of fewer rows does not fill a large card.
     const LOGIT_ROWS: usize = 2048;
@@ -208,6 +214,22 @@ impl Backend for CudaBackend {
 
     fn download_weight(&self, weight: &CudaWeight, rows: Range<usize>, values: &mut Vec<f32>) -> Result<()> {
         self.read_weight(weight, rows, values)
+    }
+
+    fn new_host_buffer(&self, dtype: Dtype, rows: usize, cols: usize) -> Result<CudaHostBuffer> {
+        self.create_host_buffer(dtype, rows, cols)
+    }
+
+    fn offload(&self, tokens: usize, from: &CudaTensor, to: &mut CudaHostBuffer) -> Result<()> {
+        self.copy_to_host(tokens, from, to)
+    }
+
+    fn fetch(&self, tokens: usize, from: &CudaHostBuffer, to: &mut CudaTensor) -> Result<()> {
+        self.copy_from_host(tokens, from, to)
+    }
+
+    fn await_copy(&self, buffer: &CudaHostBuffer) -> Result<()> {
+        self.hold_for_copy(buffer)
     }
 
     fn new_batch(&self, max_tokens: usize, max_sequences: usize) -> Result<CudaBatch> {

@@ -383,10 +383,24 @@ unsafe impl Sync for Event {}
 
 impl Event {
     pub(crate) fn record(&self) -> Result<()> {
+        self.record_on(self.device.stream)
+    }
+
+    /// Puts the point into another stream of the device.
+    pub(crate) fn record_on(&self, stream: sys::CUstream) -> Result<()> {
         self.device.bind()?;
-        // SAFETY: event and stream are alive.
-        unsafe { result::event::record(self.event, self.device.stream) }
+        // SAFETY: callers pass a live stream, and the event is alive.
+        unsafe { result::event::record(self.event, stream) }
             .map_err(|e| self.device.error("recording an event", e))
+    }
+
+    /// What is queued on `stream` after this runs once the point has passed. A point that was never recorded has.
+    pub(crate) fn hold(&self, stream: sys::CUstream) -> Result<()> {
+        self.device.bind()?;
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: callers pass a live stream, and the event is alive.
+        unsafe { result::stream::wait_event(stream, self.event, flags) }
+            .map_err(|e| self.device.error("waiting for an event", e))
     }
 
     pub(crate) fn wait(&self) -> Result<()> {

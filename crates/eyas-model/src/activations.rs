@@ -8,6 +8,7 @@ use crate::Result;
 use crate::decoder::{Decoder, ProjectionKind, Wiring};
 use crate::footprint::Footprint;
 use crate::lora::LoraLayout;
+use crate::stream::Stream;
 
 /// What a block's activations cost: kept from forward to backward, or recomputed from the block's input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub enum Retain {
     Keep,
     /// Keep the block's input and run the block again before its backward.
     Recompute,
+    /// The same, with the block's input in host memory meanwhile.
+    RecomputeFromHost,
 }
 
 /// How the memory of a step is laid out.
@@ -40,6 +43,11 @@ impl MemoryPlan {
     /// Whether there is a backward.
     pub fn trains(&self) -> bool {
         !self.blocks.is_empty()
+    }
+
+    /// Blocks whose input goes to host memory.
+    pub fn on_host(&self) -> usize {
+        self.blocks.iter().filter(|retain| **retain == Retain::RecomputeFromHost).count()
     }
 }
 
@@ -93,8 +101,7 @@ pub struct HeadScratch<B: Backend> {
 #[derive(Debug)]
 pub struct Workspace<B: Backend> {
     pub(crate) plan: MemoryPlan,
-    /// The residual stream before each block and after the last: block `i` reads `i % len`, writes the next.
-    pub(crate) stream: Vec<B::Tensor>,
+    pub(crate) stream: Stream<B>,
     pub(crate) kept: Vec<Option<BlockActivations<B>>>,
     /// For the blocks that keep nothing.
     pub(crate) shared: Option<BlockActivations<B>>,
@@ -199,9 +206,7 @@ impl<B: Backend> Workspace<B> {
         let tokens = plan.max_tokens;
         let trains = plan.trains();
         let blocks = decoder.blocks();
-        let stream = (0..if trains { blocks + 1 } else { 2 })
-            .map(|_| backend.zeros(backend.compute_dtype(), tokens, decoder.hidden_size))
-            .collect::<Result<_, _>>()?;
+        let stream = Stream::new(backend, &plan, blocks, decoder.hidden_size)?;
         let kept = (0..blocks)
             .map(|block| match plan.blocks.get(block) {
                 Some(Retain::Keep) => BlockActivations::new(backend, decoder, tokens).map(Some),
@@ -227,13 +232,20 @@ impl<B: Backend> Workspace<B> {
         })
     }
 
-    /// Bytes that [`Workspace::new`] takes.
+    /// Bytes of host memory, apart from the device's, that [`Workspace::new`] takes.
+    pub fn host_bytes(decoder: &Decoder, plan: &MemoryPlan, dtype: Dtype) -> u64 {
+        let input = (plan.max_tokens * decoder.hidden_size * dtype.size()) as u64;
+        if B::OFFLOADS { plan.on_host() as u64 * input } else { 0 }
+    }
+
+    /// Bytes of the device's memory that [`Workspace::new`] takes.
     pub fn bytes(decoder: &Decoder, layout: Option<&LoraLayout>, plan: &MemoryPlan, dtype: Dtype) -> u64 {
         let trains = plan.trains();
         let hidden = decoder.hidden_size;
         let kept = plan.blocks.iter().filter(|retain| **retain == Retain::Keep).count();
         let sets = kept + usize::from(kept < decoder.blocks());
-        let streams = if trains { decoder.blocks() + 1 } else { 2 };
+        let apart = if B::OFFLOADS { 0 } else { plan.on_host() };
+        let streams = Stream::<B>::tensors(plan, decoder.blocks()) + apart;
         let forward = hidden + decoder.mlp.intermediate_size;
         let backward = if trains {
             2 * hidden

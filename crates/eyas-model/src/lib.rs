@@ -22,6 +22,7 @@ mod model;
 mod random;
 mod rope;
 pub mod shapes;
+mod stream;
 
 pub use activations::{MemoryPlan, Retain, Workspace};
 pub use adapter::LoraAdapter;

@@ -88,10 +88,10 @@ impl<B: Backend> Model<B> {
         mut cache: Option<&mut Cache<B>>,
     ) -> Result<()> {
         let Workspace { stream, kept, shared, hidden, scratch, .. } = workspace;
-        backend.embed(batch.on_device(), self.embedding(), &mut stream[0])?;
+        backend.embed(batch.on_device(), self.embedding(), stream.first(backend)?)?;
         for (index, block) in self.blocks.iter().enumerate() {
             let pass = self.pass(backend, batch, adapter, index);
-            let (x, y) = neighbours(stream, index);
+            let (x, y) = stream.step(backend, batch.tokens(), index)?;
             let Some(kept) = kept[index].as_mut().or(shared.as_mut()) else {
                 unreachable!("a workspace has shared activations for every block that keeps none")
             };
@@ -120,7 +120,7 @@ impl<B: Backend> Model<B> {
         gradient: Option<f32>,
     ) -> Result<()> {
         let rows = chunk_rows(batch.targets(), workspace.plan.logit_rows);
-        let x = &workspace.stream[self.blocks.len() % workspace.stream.len()];
+        let x = workspace.stream.output();
         let head = &mut workspace.head;
         if gradient.is_some() {
             backend.clear(&mut workspace.scratch.gradient)?;
@@ -194,7 +194,7 @@ impl<B: Backend> Model<B> {
         workspace: &mut Workspace<B>,
         logits: &mut Vec<f32>,
     ) -> Result<()> {
-        let x = &workspace.stream[self.blocks.len() % workspace.stream.len()];
+        let x = workspace.stream.output();
         let head = &mut workspace.head;
         backend.gather_last(batch.on_device(), x, &mut head.x)?;
         self.normed_logits(backend, batch.sequences(), head)?;
@@ -216,7 +216,7 @@ impl<B: Backend> Model<B> {
         mut visit: impl FnMut(usize, &[f32]),
     ) -> Result<()> {
         let rows = chunk_rows(batch.targets(), workspace.plan.logit_rows);
-        let x = &workspace.stream[self.blocks.len() % workspace.stream.len()];
+        let x = workspace.stream.output();
         let head = &mut workspace.head;
         let mut logits = Vec::new();
         for start in (0..batch.targets()).step_by(rows) {
@@ -244,9 +244,10 @@ impl<B: Backend> Model<B> {
         grads: &mut B::Tensor,
     ) -> Result<()> {
         let Workspace { stream, kept, shared, hidden, scratch, .. } = workspace;
+        stream.turn_back(backend, batch.tokens())?;
         for (index, block) in self.blocks.iter().enumerate().rev() {
             let pass = self.pass(backend, batch, Some(adapter), index);
-            let x = &stream[index];
+            let x = stream.input(backend, batch.tokens(), index)?;
             let kept = match (kept[index].as_ref(), shared.as_mut()) {
                 (Some(kept), _) => kept,
                 (None, Some(shared)) => {
@@ -278,18 +279,6 @@ fn chunk_rows(targets: usize, most: usize) -> usize {
     const STEP: usize = 64;
     let chunks = targets.div_ceil(most.max(1)).max(1);
     targets.div_ceil(chunks).next_multiple_of(STEP).min(most).max(1)
-}
-
-/// The residual stream before and after a block.
-fn neighbours<T>(stream: &mut [T], index: usize) -> (&T, &mut T) {
-    let (from, to) = (index % stream.len(), (index + 1) % stream.len());
-    if from < to {
-        let (head, tail) = stream.split_at_mut(to);
-        (&head[from], &mut tail[0])
-    } else {
-        let (head, tail) = stream.split_at_mut(from);
-        (&tail[0], &mut head[to])
-    }
 }
 
 #[cfg(test)]

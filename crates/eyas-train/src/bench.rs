@@ -3,6 +3,7 @@
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use eyas_backend::memory::host_memory;
 use eyas_backend::{Backend, Dtype, FlatBatch, HostMatrix, Linear, OpTime, Projection, Storage, Write};
 use eyas_model::{LoraLayout, Model};
 use rand::{RngExt, SeedableRng};
@@ -117,6 +118,7 @@ pub fn train<B: Backend>(
         max_sequences: most(FlatBatch::sequences),
         max_targets: most(FlatBatch::target_tokens),
         moments: training.optim.moments(),
+        host_memory: host_memory(),
     };
     let budget = match training.memory_budget {
         MemoryBudget::Bytes(bytes) => Some(bytes),
@@ -128,8 +130,7 @@ pub fn train<B: Backend>(
 
     let start = Instant::now();
     let params = layout.initialize(training.seed);
-    let mut engine =
-        Engine::new(backend, model, layout, &params, training.optim.moments(), plan.memory.clone())?;
+    let mut engine = Engine::new(backend, model, layout, &params, plan.moments, plan.memory.clone())?;
     let (mut seconds, mut tokens) = (Vec::new(), Vec::new());
     let (mut first_step, mut losses, mut micro) = (0.0, Vec::new(), 0);
     for (index, step) in steps.iter().enumerate() {

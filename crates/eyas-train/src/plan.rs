@@ -1,5 +1,6 @@
-//! The memory planner: before anything is allocated it decides which blocks keep their activations and which are
-//! computed twice, so that a run fits the memory it may take.
+//! The memory planner: before anything is allocated it decides which blocks keep their activations, which are
+//! computed twice, and which of those have their input in host memory meanwhile, so that a run fits the memory it may
+//! take.
 
 use std::fmt;
 
@@ -36,6 +37,8 @@ pub struct Shape<'a> {
     pub max_targets: usize,
     /// How the optimiser keeps its moments.
     pub moments: MomentStorage,
+    /// Host memory that may be pinned, where it is apart from the device's; `None` when nobody knows.
+    pub host_memory: Option<u64>,
 }
 
 /// A plan, and what it takes.
@@ -45,14 +48,19 @@ pub struct TrainingPlan {
     pub memory: MemoryPlan,
     /// What each part takes, in bytes.
     pub parts: Vec<(&'static str, u64)>,
+    /// How the optimiser keeps its moments: paged ones stay on the device where all else fits beside them.
+    pub moments: MomentStorage,
+    /// Bytes of pinned host memory, apart from the device's: paged moments and blocks' inputs.
+    pub host: u64,
     /// What the run may take; `None` when nobody knows.
     pub budget: Option<u64>,
 }
 
 impl TrainingPlan {
-    /// Plans a run: as many blocks keep their activations as fit the budget. The rows of logits shrink only where
-    /// computing every block twice is not enough, unless `logit_rows` fixes them: the sum of the losses is rounded
-    /// differently with other rows, so a resumed run keeps those it began with.
+    /// Plans a run: as many blocks keep their activations as fit the budget, since nothing costs as much time as
+    /// computing a block twice. As few inputs as that takes go to host memory: their copies run beside a block that takes
+    /// longer than they do. The rows of logits shrink only where all that is not enough, unless `logit_rows` fixes
+    /// them: the sum of the losses is rounded differently with other rows, so a resumed run keeps those it began with.
     ///
     /// # Errors
     /// [`Error::Memory`] when the most sparing plan does not fit either.
@@ -70,15 +78,25 @@ impl TrainingPlan {
         };
         let fits = |plan: &Self| budget.is_none_or(|budget| plan.total() <= budget);
         let rows = logit_rows.unwrap_or(B::LOGIT_ROWS.min(shape.max_targets.max(1))).max(1);
-        for kept in (least..=most).rev() {
-            let plan = Self::with::<B>(shape, kept, rows, budget);
+        if B::OFFLOADS && shape.moments.paged {
+            let resident = Shape { moments: MomentStorage { paged: false, ..shape.moments }, ..*shape };
+            let plan = Self::with::<B>(&resident, most, 0, rows, budget);
             if fits(&plan) {
                 return Ok(plan);
             }
         }
+        for kept in (least..=most).rev() {
+            for away in 0..=Self::most_away::<B>(shape, kept) {
+                let plan = Self::with::<B>(shape, kept, away, rows, budget);
+                if fits(&plan) {
+                    return Ok(plan);
+                }
+            }
+        }
+        let away = Self::most_away::<B>(shape, least);
         let mut rows = rows;
         loop {
-            let plan = Self::with::<B>(shape, least, rows, budget);
+            let plan = Self::with::<B>(shape, least, away, rows, budget);
             if fits(&plan) {
                 return Ok(plan);
             }
@@ -89,13 +107,34 @@ impl TrainingPlan {
         }
     }
 
-    /// The plan that keeps the activations of `kept` blocks.
-    fn with<B: Backend>(shape: &Shape<'_>, kept: usize, logit_rows: usize, budget: Option<u64>) -> Self {
+    /// The most inputs that may go to host memory when `kept` blocks keep their activations.
+    fn most_away<B: Backend>(shape: &Shape<'_>, kept: usize) -> usize {
+        if !B::OFFLOADS {
+            return 0;
+        }
+        let input = (shape.max_tokens * shape.decoder.hidden_size * shape.dtype.size()).max(1) as u64;
+        let room = shape.host_memory.map_or(u64::MAX, |bytes| bytes.saturating_sub(paged_bytes::<B>(shape)));
+        (shape.decoder.blocks() - kept).min(usize::try_from(room / input).unwrap_or(usize::MAX))
+    }
+
+    /// The plan that keeps the activations of `kept` blocks and moves the inputs of `away` others to host memory.
+    fn with<B: Backend>(
+        shape: &Shape<'_>,
+        kept: usize,
+        away: usize,
+        logit_rows: usize,
+        budget: Option<u64>,
+    ) -> Self {
         let &Shape { decoder, layout, weights, dtype, max_tokens, max_sequences, .. } = shape;
-        // The last blocks keep: their activations are the first that the backward frees from use.
+        // The last blocks keep: their activations are the first that the backward frees from use. The first blocks'
+        // inputs go: they have the longest to come back.
         let first = decoder.blocks() - kept;
         let blocks = (0..decoder.blocks())
-            .map(|block| if block < first { Retain::Recompute } else { Retain::Keep })
+            .map(|block| match block {
+                _ if block < away => Retain::RecomputeFromHost,
+                _ if block < first => Retain::Recompute,
+                _ => Retain::Keep,
+            })
             .collect();
         let memory = MemoryPlan { max_tokens, max_sequences, logit_rows, blocks };
         let all = Workspace::<B>::bytes(decoder, Some(layout), &memory, dtype);
@@ -119,7 +158,8 @@ impl TrainingPlan {
         if scratch > 0 {
             parts.push(("scratch", scratch));
         }
-        Self { memory, parts, budget }
+        let host = paged_bytes::<B>(shape) + Workspace::<B>::host_bytes(decoder, &memory, dtype);
+        Self { memory, parts, moments: shape.moments, host, budget }
     }
 
     fn too_large(&self, nothing_recomputed: bool, sequences: usize) -> Error {
@@ -157,8 +197,23 @@ impl fmt::Display for TrainingPlan {
             self.memory.max_tokens,
             self.kept_blocks(),
             self.memory.blocks.len()
-        )
+        )?;
+        if self.host > 0 {
+            let host = display_bytes(self.host);
+            write!(f, "\n  {host} of pinned host memory: ")?;
+            match self.memory.on_host() {
+                0 => write!(f, "the optimiser's moments")?,
+                blocks => write!(f, "the inputs of {blocks} blocks, and moments where they are paged")?,
+            }
+        }
+        Ok(())
     }
+}
+
+/// Host memory of paged moments, where it is apart from the device's.
+fn paged_bytes<B: Backend>(shape: &Shape<'_>) -> u64 {
+    let pages = B::OFFLOADS && shape.moments.paged;
+    if pages { shape.moments.bytes(shape.layout.parameters()) } else { 0 }
 }
 
 /// Bytes in decimal units, for people.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use eyas_backend::memory::host_memory;
 use eyas_backend::{Backend, FlatBatch};
 use eyas_data::split::Passes;
 use eyas_data::{Example, Order, Position, Sampler, Step, Steps};
@@ -108,7 +109,6 @@ impl<'a, B: Backend> Trainer<'a, B> {
             warnings.extend(resume::compare(folder, &opened.run, &run)?);
         }
 
-        let moments = training.optim.moments();
         let shape = Shape {
             decoder: model.decoder(),
             layout: &layout,
@@ -117,7 +117,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
             max_tokens,
             max_sequences: largest.rows.max(eval_sequences),
             max_targets: largest.targets,
-            moments,
+            moments: training.optim.moments(),
+            host_memory: host_memory(),
         };
         let budget = match training.memory_budget {
             MemoryBudget::Bytes(bytes) => Some(bytes),
@@ -136,7 +137,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
             Some(restored) => &restored.params,
             None => &layout.initialize(training.seed),
         };
-        let mut engine = Engine::new(backend, model, layout.clone(), params, moments, plan.memory.clone())?;
+        let mut engine =
+            Engine::new(backend, model, layout.clone(), params, plan.moments, plan.memory.clone())?;
         if let (Some(opened), Some(restored)) = (opened, restored) {
             engine.optimizer.restore(backend, &restored.optimizer)?;
             progress = opened.progress;

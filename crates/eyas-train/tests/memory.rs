@@ -12,16 +12,24 @@ use eyas_backend::spec::{
     Write,
 };
 use eyas_backend::{Backend, Dtype, Error, FlatBatch, HostMoments, MomentStorage, Result, StepShape};
-use eyas_model::{LoadOptions, ModelSource};
+use eyas_model::{LoadOptions, LoraLayout, ModelSource};
 use eyas_quant::Quantized;
+use eyas_train::plan::Shape;
 use eyas_train::recipe::{GradientCheckpointing, Optim};
-use eyas_train::{Job, Trainer};
+use eyas_train::{Engine, Job, Trainer, TrainingPlan};
 
 /// A device that counts what is allocated and computes nothing.
 #[derive(Debug)]
 struct Counting {
     dtype: Dtype,
     bytes: AtomicU64,
+    host: AtomicU64,
+}
+
+impl Counting {
+    fn new(dtype: Dtype) -> Self {
+        Self { dtype, bytes: AtomicU64::new(0), host: AtomicU64::new(0) }
+    }
 }
 
 #[derive(Debug)]
@@ -55,6 +63,9 @@ impl Backend for Counting {
     type Weight = Sized;
     type Batch = ();
     type Moments = MomentStorage;
+    type HostBuffer = ();
+
+    const OFFLOADS: bool = true;
 
     fn name(&self) -> String {
         "counting".into()
@@ -121,8 +132,14 @@ impl Backend for Counting {
     }
 
     fn new_moments(&self, parameters: usize, storage: MomentStorage) -> Result<MomentStorage> {
-        self.bytes.fetch_add(Self::moment_bytes(parameters, storage), Ordering::Relaxed);
+        let counter = if storage.paged { &self.host } else { &self.bytes };
+        counter.fetch_add(storage.bytes(parameters), Ordering::Relaxed);
         Ok(storage)
+    }
+
+    fn new_host_buffer(&self, dtype: Dtype, rows: usize, cols: usize) -> Result<()> {
+        self.host.fetch_add((rows * cols * dtype.size()) as u64, Ordering::Relaxed);
+        Ok(())
     }
 
     fn new_batch(&self, _: usize, _: usize) -> Result<()> {
@@ -132,6 +149,9 @@ impl Backend for Counting {
     operations! {
         download(&T, &mut [f32]);
         clear(&mut T);
+        offload(usize, &T, &mut ());
+        fetch(usize, &(), &mut T);
+        await_copy(&());
         load_batch(&FlatBatch, &mut ());
         embed(&(), &T, &mut T);
         norm(usize, NormSpec, &T, &T, Option<&T>, &mut T, &mut T);
@@ -162,6 +182,58 @@ impl Backend for Counting {
     }
 }
 
+/// From all that a run can use down to what no plan fits, in small steps.
+#[test]
+fn every_budget_gets_the_plan_that_computes_least_twice() {
+    let backend = Counting::new(Dtype::Bf16);
+    let model = random_model(&backend, 6);
+    let config = recipe(std::path::Path::new("x")).lora.config();
+    let layout = LoraLayout::new(model.decoder(), config).unwrap();
+    let params = vec![0.0; layout.parameters()];
+    let shape = |host_memory| Shape {
+        decoder: model.decoder(),
+        layout: &layout,
+        weights: model.footprint(),
+        dtype: Dtype::Bf16,
+        max_tokens: 4096,
+        max_sequences: 8,
+        max_targets: 4096,
+        moments: Optim::PagedAdamw.moments(),
+        host_memory,
+    };
+    let plan = |budget: Option<u64>, host_memory: Option<u64>| {
+        TrainingPlan::new::<Counting>(&shape(host_memory), GradientCheckpointing::Auto, budget, None)
+    };
+    let all = plan(None, None).unwrap();
+    assert_eq!((all.kept_blocks(), all.memory.on_host(), all.host, all.moments.paged), (6, 0, 0, false));
+    let input = 4096 * model.decoder().hidden_size as u64 * 2;
+    let mut last = all.clone();
+    let mut seen = std::collections::BTreeSet::new();
+    for budget in (0..=all.total()).rev().step_by(input as usize / 3) {
+        let Ok(plan) = plan(Some(budget), None) else { break };
+        assert!(plan.total() <= budget);
+        assert!(plan.kept_blocks() <= last.kept_blocks(), "less memory keeps more");
+        let before = [&backend.bytes, &backend.host].map(|bytes| bytes.load(Ordering::Relaxed));
+        Engine::new(&backend, &model, layout.clone(), &params, plan.moments, plan.memory.clone()).unwrap();
+        let after = [&backend.bytes, &backend.host].map(|bytes| bytes.load(Ordering::Relaxed));
+        let elsewhere = |part: &str| matches!(part, "weights" | "batch");
+        let planned: u64 =
+            plan.parts.iter().filter(|(part, _)| !elsewhere(part)).map(|(_, bytes)| bytes).sum();
+        assert_eq!([after[0] - before[0], after[1] - before[1]], [planned + 2 * 4, plan.host], "{plan}");
+        seen.insert((plan.kept_blocks(), plan.memory.on_host()));
+        last = plan;
+    }
+    // Inputs leave before a block gives up its activations, and at last all of them.
+    assert!(seen.iter().any(|(kept, away)| *kept > 0 && *away > 0), "{seen:?}");
+    assert!(seen.contains(&(0, 6)), "{seen:?}");
+    assert!(seen.contains(&(0, 0)), "{seen:?}");
+    // Where host memory is short too, only what fits goes there.
+    let tight = last.total();
+    assert!(plan(Some(tight), Some(last.host)).is_ok());
+    let error = plan(Some(tight), Some(last.host - 1)).unwrap_err();
+    assert!(matches!(error, eyas_train::Error::Memory { .. }), "{error}");
+}
+
 #[test]
 fn the_plan_predicts_what_is_allocated() {
     let (train, eval) = (rows(40), rows(5));
@@ -172,7 +244,7 @@ fn the_plan_predicts_what_is_allocated() {
                 (GradientCheckpointing::Always, Optim::Adamw8bit),
                 (GradientCheckpointing::Always, Optim::PagedAdamw),
             ] {
-                let backend = Counting { dtype, bytes: AtomicU64::new(0) };
+                let backend = Counting::new(dtype);
                 let source = ModelSource::open(&fixture(name)).unwrap();
                 let options = LoadOptions { quantize: None, positions: 64 };
                 let model = source.load(&backend, options, &mut |_, _| {}).unwrap();

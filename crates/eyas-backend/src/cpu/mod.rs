@@ -135,6 +135,9 @@ impl Backend for CpuBackend {
     type Weight = CpuWeight;
     type Batch = CpuBatch;
     type Moments = HostMoments;
+    type HostBuffer = CpuTensor;
+
+    const OFFLOADS: bool = false;
 
     /// Enough for a product to be fast, and few beside the activations.
     const LOGIT_ROWS: usize = 256;
@@ -230,6 +233,22 @@ impl Backend for CpuBackend {
 
     fn download_weight(&self, weight: &CpuWeight, rows: Range<usize>, values: &mut Vec<f32>) -> Result<()> {
         weight.read_rows(rows, values)
+    }
+
+    fn new_host_buffer(&self, dtype: Dtype, rows: usize, cols: usize) -> Result<CpuTensor> {
+        self.zeros(dtype, rows, cols)
+    }
+
+    fn offload(&self, tokens: usize, from: &CpuTensor, to: &mut CpuTensor) -> Result<()> {
+        elementwise::copy(tokens, from, to)
+    }
+
+    fn fetch(&self, tokens: usize, from: &CpuTensor, to: &mut CpuTensor) -> Result<()> {
+        elementwise::copy(tokens, from, to)
+    }
+
+    fn await_copy(&self, _buffer: &CpuTensor) -> Result<()> {
+        Ok(())
     }
 
     fn new_batch(&self, max_tokens: usize, max_sequences: usize) -> Result<CpuBatch> {

@@ -25,6 +25,18 @@ pub(super) fn check<B: Backend>(checker: &mut Checker<'_, B>) -> Result<()> {
 
         backend.clear(&mut y.tensor)?;
         checker.compare("clear", &case, &y.tensor, &vec![0.0; (tokens + 1) * n], &y.values)?;
+
+        // Away, overwritten, and back to another place.
+        let mut away = checker.activation(tokens, n)?;
+        let kept = away.values.clone();
+        let mut host = backend.new_host_buffer(backend.compute_dtype(), tokens + 1, n)?;
+        backend.offload(tokens, &away.tensor, &mut host)?;
+        backend.await_copy(&host)?;
+        backend.clear(&mut away.tensor)?;
+        let mut y = checker.activation(tokens + 1, n)?;
+        backend.fetch(tokens, &host, &mut y.tensor)?;
+        backend.await_copy(&host)?;
+        checker.compare_within("offload", &case, &y.tensor, &kept, &y.values, 0.0)?;
     }
 
     let (batch, host) = checker.batch(&[5, 1, 40, 3], 97)?;

@@ -22,8 +22,9 @@ use crate::spec::Dtype;
 use crate::{Backend, DeviceTensor, FlatBatch, IGNORE_INDEX, Result};
 
 /// The operations of [`Backend`] that [`check`] compares.
-pub const OPS: [&str; 29] = [
+pub const OPS: [&str; 30] = [
     "clear",
+    "offload",
     "download_weight",
     "embed",
     "norm",

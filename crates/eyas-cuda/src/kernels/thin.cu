@@ -145,12 +145,23 @@ __device__ void down(const elem *x, u64 ldx, int vec, int tokens, int k, const e
 #pragma unroll
     for (int i = 0; i < R / 8; i++) acc[i][0] = acc[i][1] = acc[i][2] = acc[i][3] = 0.0f;
 
+    // A thread has the same eight columns of every 32nd row in each stage.
+    const int first_row = threadIdx.x / (STEP / 8), local = threadIdx.x % (STEP / 8) * 8;
+    const elem *from = x + (u64)(row0 + first_row) * ldx + k0 + local;
+    const u64 from_next = 32 * ldx;
     auto load = [&](int step) {
         const int slot = step % STAGES, col0 = k0 + step * STEP;
-        for (int i = threadIdx.x; i < DOWN_ROWS * (STEP / 8); i += 256) {
-            const int row = i / (STEP / 8), col = i % (STEP / 8) * 8;
-            const bool inside = row0 + row < tokens;
-            stage8(&xs[slot * DOWN_ROWS + row][col], x + (u64)(inside ? row0 + row : 0) * ldx, col0 + col, k1, inside, vec);
+        elem *to = &xs[slot * DOWN_ROWS + first_row][local];
+        const elem *start = from + step * STEP;
+#pragma unroll
+        for (int j = 0; j < DOWN_ROWS / 32; j++) {
+            const bool inside = row0 + first_row + j * 32 < tokens;
+            if (vec) {
+                copy16(to + j * 32 * DOWN_LD, start + j * from_next, inside && col0 + local < k1);
+            } else {
+                const elem *row = x + (u64)(inside ? row0 + first_row + j * 32 : 0) * ldx;
+                stage8(to + j * 32 * DOWN_LD, row, col0 + local, k1, inside, 0);
+            }
         }
         for (int i = threadIdx.x; i < ranks * (STEP / 8); i += 256) {
             const int row = i / (STEP / 8), col = i % (STEP / 8) * 8;
@@ -168,11 +179,11 @@ __device__ void down(const elem *x, u64 ldx, int vec, int tokens, int k, const e
         copy_commit();
         Row *xt = xs + step % STAGES * DOWN_ROWS, *at = as + step % STAGES * R;
         if (copy || drop.threshold) {
+            const int col = k0 + step * STEP + local;
             // Unrolled: the rounds of several counters overlap.
 #pragma unroll
-            for (int j = 0; j < DOWN_ROWS * (STEP / 8) / 256; j++) {
-                const int i = threadIdx.x + j * 256;
-                const int row = i / (STEP / 8), local = i % (STEP / 8) * 8, col = k0 + step * STEP + local;
+            for (int j = 0; j < DOWN_ROWS / 32; j++) {
+                const int row = first_row + j * 32;
                 if (row0 + row >= tokens || col >= k1) continue;
                 if (copy) {
                     elem *to = wide + (u64)(row0 + row) * ld_wide + col;
@@ -231,13 +242,26 @@ __device__ void grad(const elem *h, u64 ldh, int hvec, int r, const elem *x, u64
 #pragma unroll
     for (int i = 0; i < R / 8; i++) acc[i][0] = acc[i][1] = acc[i][2] = acc[i][3] = 0.0f;
 
+    // A thread has the same eight columns of every 16th row in each stage.
+    const int first_row = threadIdx.x / (GRAD_COLS / 8), local = threadIdx.x % (GRAD_COLS / 8) * 8;
+    const elem *from = x + (u64)(t0 + first_row) * ldx + col0 + local;
+    const u64 from_next = 16 * ldx;
     auto load = [&](int step) {
         const int slot = step % STAGES;
-        for (int i = threadIdx.x; i < STEP * (GRAD_COLS / 8); i += 256) {
-            const int row = i / (GRAD_COLS / 8), col = i % (GRAD_COLS / 8) * 8, t = t0 + step * STEP + row;
-            stage8(&xs[slot * STEP + row][col], x + (u64)(t < t1 ? t : 0) * ldx, col0 + col, cols, t < t1, vec);
+        elem *to = &xs[slot * STEP + first_row][local];
+        const elem *start = from + (u64)(step * STEP) * ldx;
+#pragma unroll
+        for (int j = 0; j < STEP / 16; j++) {
+            const int t = t0 + step * STEP + first_row + j * 16;
+            if (vec) {
+                copy16(to + j * 16 * GRAD_LD, start + j * from_next, t < t1 && col0 + local < cols);
+            } else {
+                stage8(to + j * 16 * GRAD_LD, x + (u64)(t < t1 ? t : 0) * ldx, col0 + local, cols, t < t1, 0);
+            }
         }
-        for (int i = threadIdx.x; i < STEP * (R / 8); i += 256) {
+#pragma unroll
+        for (int j = 0; j < R / 32; j++) {
+            const int i = threadIdx.x + j * 256;
             const int row = i / (R / 8), col = i % (R / 8) * 8, t = t0 + step * STEP + row;
             stage8(&hs[slot * STEP + row][col], h + (u64)(t < t1 ? t : 0) * ldh, rank0 + col, r, t < t1, hvec);
         }
@@ -255,9 +279,8 @@ __device__ void grad(const elem *h, u64 ldh, int hvec, int r, const elem *x, u64
         HRow *ht = hs + step % STAGES * STEP;
         if (drop.threshold) {
 #pragma unroll
-            for (int j = 0; j < STEP * (GRAD_COLS / 8) / 256; j++) {
-                const int i = threadIdx.x + j * 256;
-                const int row = i / (GRAD_COLS / 8), local = i % (GRAD_COLS / 8) * 8, t = t0 + step * STEP + row;
+            for (int j = 0; j < STEP / 16; j++) {
+                const int row = first_row + j * 16, t = t0 + step * STEP + row;
                 if (t < t1 && col0 + local < cols) mask8(&xt[row][local], drop, t, (col0 + local) / 8);
             }
             __syncthreads();

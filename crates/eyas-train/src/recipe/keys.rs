@@ -169,7 +169,7 @@ sections! {
         /// Micro-batches whose gradients are summed for one step.
         gradient_accumulation_steps: usize = 1,
         /// AdamW: `adamw_torch` keeps its moments in 32 bits, `adamw_8bit` in 8; `paged_adamw_32bit` and
-        /// `paged_adamw_8bit` keep them in pinned host memory.
+        /// `paged_adamw_8bit` move them to pinned host memory where the device is short of room.
         optim: Optim = Optim::AdamwTorch,
         /// Peak of the learning rate.
         learning_rate: f64 = 2e-4,

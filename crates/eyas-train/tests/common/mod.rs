@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use eyas_backend::spec::QuantConfig;
-use eyas_backend::{CpuBackend, CpuOptions, FlatBatch, MatmulKernel};
+use eyas_backend::{Backend, CpuBackend, CpuOptions, FlatBatch, MatmulKernel};
 use eyas_checkpoint::Checkpoint;
 use eyas_data::Example;
 use eyas_model::{LoadOptions, Model, ModelSource};
@@ -64,6 +64,20 @@ pub fn rows(count: usize) -> Vec<Example> {
             Example { input_ids, target_mask }
         })
         .collect()
+}
+
+/// A small Llama of random weights with so many blocks.
+pub fn random_model<B: Backend>(backend: &B, blocks: usize) -> Model<B> {
+    let config = format!(
+        r#"{{"model_type": "llama", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64,
+        "num_hidden_layers": {blocks}, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 1e4, "hidden_act": "silu",
+        "tie_word_embeddings": false}}"#
+    );
+    let config = eyas_model::config::Config::parse("a test's model".into(), &config).unwrap();
+    let decoder = eyas_model::family::from_config(&config).unwrap();
+    let options = LoadOptions { quantize: None, positions: 64 };
+    Model::random(backend, &decoder, options, 5, &mut |_, _| {}).unwrap()
 }
 
 /// Dropout, length grouping, accumulation and an epoch that ends in a smaller step, all on.

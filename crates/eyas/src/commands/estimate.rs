@@ -81,6 +81,8 @@ impl Estimate<'_> {
             max_sequences: batch,
             max_targets: tokens,
             moments: recipe.training.optim.moments(),
+            // That of the machine which the card is in; this one may be another.
+            host_memory: None,
         };
         Ok(TrainingPlan::new::<B>(&shape, recipe.training.gradient_checkpointing, budget, None)?)
     }

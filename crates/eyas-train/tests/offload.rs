@@ -1,0 +1,56 @@
+//! Blocks whose input goes to host memory give the same bits.
+
+mod common;
+
+use std::path::Path;
+
+use common::*;
+use eyas_backend::FlatBatch;
+use eyas_model::{LoraLayout, MemoryPlan, Retain};
+use eyas_train::Engine;
+use eyas_train::recipe::Training;
+
+#[test]
+fn inputs_in_host_memory_change_no_bit() {
+    use Retain::{Keep, Recompute, RecomputeFromHost as Host};
+    let backend = backend();
+    let model = random_model(&backend, 5);
+    let layout = LoraLayout::new(model.decoder(), recipe(Path::new("x")).lora.config()).unwrap();
+    let params: Vec<f32> = (0..layout.parameters()).map(|i| (i as f32 * 0.37).sin() * 0.05).collect();
+    // Of different lengths, so that what is left of a longer batch would show.
+    let batches: Vec<FlatBatch> = [6, 3, 5]
+        .into_iter()
+        .map(|count| {
+            let mut batch = FlatBatch::new();
+            for row in &rows(count) {
+                batch.push_causal(&row.input_ids, &row.target_mask).unwrap();
+            }
+            batch
+        })
+        .collect();
+    let train = |blocks: [Retain; 5]| {
+        let plan = MemoryPlan { max_tokens: 80, max_sequences: 6, logit_rows: 16, blocks: blocks.to_vec() };
+        let mut engine =
+            Engine::new(&backend, &model, layout.clone(), &params, Default::default(), plan).unwrap();
+        let training = Training::default();
+        let mut measured = Vec::new();
+        for step in 0..2 {
+            let first = step * batches.len() as u32;
+            let told = engine.accumulate(&batches, first, &training, &false.into(), |_| {}).unwrap().unwrap();
+            engine.update(&training, 1e-2).unwrap();
+            // A forward that no backward follows.
+            let loss = engine.evaluate(&batches[..2], &false.into(), |_| {}).unwrap().unwrap();
+            measured.push((told.loss.to_bits(), told.grad_norm.to_bits(), loss.to_bits()));
+        }
+        (measured, engine.optimizer.download_params(&backend).unwrap())
+    };
+    let kept = train([Keep; 5]);
+    for blocks in [
+        [Host; 5],
+        [Host, Host, Host, Recompute, Keep],
+        [Host, Host, Host, Keep, Keep],
+        [Keep, Host, Recompute, Host, Host],
+    ] {
+        assert!(train(blocks) == kept, "{blocks:?}");
+    }
+}
