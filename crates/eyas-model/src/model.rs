@@ -248,11 +248,11 @@ impl<B: Backend> Model<B> {
         for (index, block) in self.blocks.iter().enumerate().rev() {
             let pass = self.pass(backend, batch, Some(adapter), index);
             let x = stream.input(backend, batch.tokens(), index)?;
-            let kept = match (kept[index].as_ref(), shared.as_mut()) {
+            let kept = match (kept[index].as_mut(), shared.as_mut()) {
                 (Some(kept), _) => kept,
                 (None, Some(shared)) => {
                     block.recompute(&pass, x, shared, &mut hidden[index], scratch)?;
-                    &*shared
+                    shared
                 }
                 (None, None) => {
                     unreachable!("a workspace has shared activations for every block that keeps none")

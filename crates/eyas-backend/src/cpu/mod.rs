@@ -437,11 +437,10 @@ impl Backend for CpuBackend {
         &self,
         tokens: usize,
         kind: Activation,
-        x: &CpuTensor,
         dy: &CpuTensor,
-        dx: &mut CpuTensor,
+        x: &mut CpuTensor,
     ) -> Result<()> {
-        activation::activation_backward(tokens, kind, x, dy, dx)
+        activation::activation_backward(tokens, kind, dy, x)
     }
 
     fn gather_targets(
