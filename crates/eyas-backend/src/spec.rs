@@ -76,6 +76,8 @@ impl<'a> HostMatrix<'a> {
 pub enum Storage {
     /// One element a weight.
     Dense(Dtype),
+    /// The same in host memory that the device reads over its bus: for a table of which few rows are read.
+    OnHost(Dtype),
     /// 4-bit blocks.
     Quantised(QuantConfig),
 }

@@ -78,10 +78,16 @@ fn names(s: &Shape) -> Names {
     }
 }
 
+/// The most memory that sums of chunks take.
+pub(crate) const CHUNK_BYTES: usize = 96 << 20;
+
 /// Chunks into which the query heads of a group are split, so that the key kernel fills the card where few keys meet
-/// many query heads. Their sums take memory and time, so as few as do.
-fn chunks(blocks: usize, group: usize, multiprocessors: usize) -> usize {
-    if blocks >= 3 * multiprocessors { 1 } else { (6 * multiprocessors).div_ceil(blocks.max(1)).min(group) }
+/// many query heads. Their sums, of `bytes` each, take memory and time, so as few as do.
+fn chunks(blocks: usize, group: usize, multiprocessors: usize, bytes: usize) -> usize {
+    if blocks >= 3 * multiprocessors {
+        return 1;
+    }
+    (6 * multiprocessors).div_ceil(blocks.max(1)).min(group).min(CHUNK_BYTES / bytes.max(1)).max(1)
 }
 
 /// Blocks that share out the keys of a row of the decode kernel: two a multiprocessor, if each warp has two tiles then.
@@ -180,12 +186,13 @@ impl CudaBackend {
 
         let (s, names, shared) = self.shape(Kernel::Key, layout);
         let tiles = batch.cu_seqlens().windows(2).map(|w| ((w[1] - w[0]) as usize).div_ceil(s.rows()));
+        let row = layout.kv_heads * 2 * layout.head_dim;
         let chunks = chunks(
             tiles.sum::<usize>() * layout.kv_heads,
             layout.group(),
             self.device.limits.multiprocessors as usize,
+            tokens * row * 4,
         );
-        let row = layout.kv_heads * 2 * layout.head_dim;
         let partial =
             if chunks > 1 { scratch.get(Slot::Partial, chunks * tokens * row * 4)? } else { Ptr::NULL };
         let blocks = batch.max_seqlen().div_ceil(s.rows()) * sequences * layout.kv_heads * chunks;
@@ -286,11 +293,11 @@ mod tests {
     #[test]
     fn heads_are_split_only_where_the_card_would_idle() {
         // Falcon-7B, 16 x 1024: 256 tiles of keys for 71 heads.
-        assert_eq!(chunks(256, 71, 132), 4);
-        assert_eq!(chunks(8, 71, 132), 71);
+        assert_eq!(chunks(256, 71, 132, 1), 4);
+        assert_eq!(chunks(8, 71, 132, 1), 71);
         // Llama-3-8B, 16 x 1024.
-        assert_eq!(chunks(1024, 4, 132), 1);
-        assert_eq!(chunks(0, 1, 132), 1);
+        assert_eq!(chunks(1024, 4, 132, 1), 1);
+        assert_eq!(chunks(0, 1, 132, 1), 1);
     }
 
     #[test]

@@ -3,17 +3,16 @@
 use eyas_backend::{Dtype, ProjectionShape, Result, StepShape, Storage};
 
 use crate::CudaWeight;
+use crate::attention_flash::CHUNK_BYTES;
 use crate::backend::CudaBackend;
 use crate::device::rounded;
 use crate::matmul::WORKSPACE;
 use crate::scratch::{SLOTS, Slot};
 use crate::staging::CHUNK;
-use crate::thin::{most_pieces, rank_pad};
+use crate::thin::{down_pieces, grad_pieces, rank_pad};
 
-/// Multiprocessors of the largest card that a plan without a card is right for.
-const MULTIPROCESSORS: usize = 192;
-/// Keys that a block of attention's backward handles, at most.
-const KEY_ROWS: usize = 128;
+/// Multiprocessors of the cards that a plan is right for: sums are cut into pieces that fill them.
+const MULTIPROCESSORS: std::ops::RangeInclusive<usize> = 16..=192;
 
 /// Bytes of every slot of the scratch memory for steps of this shape.
 pub(crate) fn slot_bytes(shape: &StepShape) -> [u64; SLOTS] {
@@ -30,9 +29,7 @@ pub(crate) fn slot_bytes(shape: &StepShape) -> [u64; SLOTS] {
     if shape.trains {
         let row = shape.kv_heads * 2 * shape.head_dim * 4;
         let group = shape.heads / shape.kv_heads.max(1);
-        // Few keys are cut into up to `group` chunks, many into as many as fill the card: see `chunks` of attention.
-        let filling = 6 * MULTIPROCESSORS * KEY_ROWS / shape.kv_heads.max(1) + 2 * shape.tokens;
-        need(Slot::Partial, (group * shape.tokens).min(filling) * row);
+        need(Slot::Partial, (group * shape.tokens * row).min(CHUNK_BYTES.max(shape.tokens * row)));
     }
     need(Slot::Load, CHUNK + 8);
     slots
@@ -66,9 +63,16 @@ fn projection_bytes(
     need(Slot::Hidden, rows * padded * size);
     need(Slot::PackedA, padded * longest * size);
     need(Slot::PackedB, padded * longest * size);
-    need(Slot::Partial, most_pieces(in_features.max(out_features)) * rows * padded * 4);
-    if shape.trains {
-        need(Slot::Partial, most_pieces(rows) * padded * longest * 4);
+    // Fewer rows are cut into more pieces, so the most memory need not be with the most rows.
+    let fewer = |rows: usize| std::iter::successors(Some(rows), |&rows| (rows > 512).then_some(rows / 2));
+    for columns in [in_features, out_features] {
+        for rows in fewer(rows) {
+            need(Slot::Partial, down_pieces(MULTIPROCESSORS, rows, columns, padded) * rows * padded * 4);
+        }
+        if shape.trains {
+            let width = columns.next_multiple_of(128);
+            need(Slot::Partial, grad_pieces(MULTIPROCESSORS, rows, columns, padded) * padded * width * 4);
+        }
     }
 }
 
@@ -82,6 +86,7 @@ impl CudaBackend {
     /// Bytes of a weight that is not loaded yet.
     pub(crate) fn planned_weight(dtype: Dtype, rows: usize, cols: usize, storage: Storage) -> u64 {
         match storage {
+            Storage::OnHost(_) => 0,
             Storage::Dense(stored) => {
                 rounded(rows as u64 * cols as u64 * stored_dtype(dtype, stored).size() as u64)
             }

@@ -107,8 +107,30 @@ const SHORTEST_PIECE: usize = 256;
 /// Blocks that are resident on a multiprocessor: shared memory holds three.
 const RESIDENT: usize = 3;
 
+/// The most pieces that [`CudaBackend::thin_down`] cuts columns into, on any card of so many multiprocessors.
+pub(crate) fn down_pieces(
+    cards: std::ops::RangeInclusive<usize>,
+    rows: usize,
+    columns: usize,
+    rank_pad: usize,
+) -> usize {
+    let tiles = rows.div_ceil(DOWN_ROWS) * rank_tile(rank_pad).1;
+    cards.map(|card| pieces(card, tiles, columns).0).max().unwrap_or(1)
+}
+
+/// The most pieces that [`CudaBackend::thin_grad`] cuts tokens into.
+pub(crate) fn grad_pieces(
+    cards: std::ops::RangeInclusive<usize>,
+    rows: usize,
+    columns: usize,
+    rank_pad: usize,
+) -> usize {
+    let tiles = columns.div_ceil(GRAD_COLS) * rank_tile(rank_pad).1;
+    cards.map(|card| pieces(card, tiles, rows).0).max().unwrap_or(1)
+}
+
 /// The most pieces that an axis is cut into.
-pub(crate) fn most_pieces(len: usize) -> usize {
+fn most_pieces(len: usize) -> usize {
     len.div_ceil(SHORTEST_PIECE).clamp(1, 32)
 }
 

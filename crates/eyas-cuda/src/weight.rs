@@ -4,13 +4,14 @@ use std::ops::Range;
 
 use eyas_backend::{Dtype, Error, HostMatrix, Result, Storage};
 use eyas_quant::{Absmax, NESTED_BLOCK_SIZE, QuantConfig, QuantType, Quantized, dynamic_map};
+use half::{bf16, f16};
 
 use crate::backend::CudaBackend;
-use crate::device::{Buffer, Ptr, rounded};
+use crate::device::{Buffer, Pinned, Ptr, rounded};
 use crate::kernels::{Grid, KernelArg, args};
 use crate::reserve::stored_dtype;
 use crate::scratch::Slot;
-use crate::staging::CHUNK;
+use crate::staging::{CHUNK, in_threads};
 
 /// Numbers beside the codes: 16 levels, the offset, 256 levels of the map.
 const TABLES: usize = 16 + 1 + 256;
@@ -21,7 +22,14 @@ pub struct CudaWeight {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     pub(crate) kind: Kind,
-    buffer: Buffer,
+    memory: Memory,
+}
+
+/// Where a weight lies.
+#[derive(Debug)]
+enum Memory {
+    Card(Buffer),
+    Host(Pinned),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -117,13 +125,19 @@ impl CudaWeight {
         rounded(Layout::new(rows.saturating_mul(cols), config.block_size.max(1), nested).bytes as u64)
     }
 
-    /// Bytes as allocated.
+    /// Bytes of the card's memory, as allocated.
     pub fn bytes(&self) -> u64 {
-        self.buffer.bytes() as u64
+        match &self.memory {
+            Memory::Card(buffer) => buffer.bytes() as u64,
+            Memory::Host(_) => 0,
+        }
     }
 
     pub(crate) fn ptr(&self) -> Ptr {
-        self.buffer.ptr()
+        match &self.memory {
+            Memory::Card(buffer) => buffer.ptr(),
+            Memory::Host(pinned) => pinned.ptr(),
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -157,6 +171,7 @@ impl CudaBackend {
         matrix.check()?;
         match storage {
             Storage::Dense(dtype) => self.load_dense(matrix, dtype),
+            Storage::OnHost(dtype) => self.load_on_host(matrix, dtype),
             Storage::Quantised(config) => self.quantise(matrix, config),
         }
     }
@@ -185,7 +200,34 @@ impl CudaBackend {
                 )?;
             }
         }
-        Ok(CudaWeight { rows, cols, kind: Kind::Dense(dtype), buffer })
+        Ok(CudaWeight { rows, cols, kind: Kind::Dense(dtype), memory: Memory::Card(buffer) })
+    }
+
+    fn load_on_host(&self, matrix: HostMatrix<'_>, dtype: Dtype) -> Result<CudaWeight> {
+        let dtype = stored_dtype(self.dtype, dtype);
+        let HostMatrix { rows, cols, bytes, dtype: given } = matrix;
+        let (size, step) = (dtype.size(), given.size());
+        let mut pinned = Pinned::new(&self.device, (rows * cols).saturating_mul(size))?;
+        in_threads(&mut pinned.bytes_mut()[..rows * cols * size], |offset, to| {
+            let from = &bytes[offset / size * step..][..to.len() / size * step];
+            if given == dtype {
+                to.copy_from_slice(from);
+                return;
+            }
+            for (to, from) in to.chunks_exact_mut(size).zip(from.chunks_exact(step)) {
+                let value = match given {
+                    Dtype::F32 => f32::from_le_bytes([from[0], from[1], from[2], from[3]]),
+                    Dtype::Bf16 => bf16::from_le_bytes([from[0], from[1]]).to_f32(),
+                    Dtype::F16 => f16::from_le_bytes([from[0], from[1]]).to_f32(),
+                };
+                match dtype {
+                    Dtype::F32 => to.copy_from_slice(&value.to_le_bytes()),
+                    Dtype::Bf16 => to.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
+                    Dtype::F16 => to.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
+                }
+            }
+        });
+        Ok(CudaWeight { rows, cols, kind: Kind::Dense(dtype), memory: Memory::Host(pinned) })
     }
 
     fn quantise(&self, matrix: HostMatrix<'_>, config: QuantConfig) -> Result<CudaWeight> {
@@ -265,7 +307,7 @@ impl CudaBackend {
                 value,
             }));
         }
-        Ok(CudaWeight { rows, cols, kind: Kind::Quantised(weight), buffer })
+        Ok(CudaWeight { rows, cols, kind: Kind::Quantised(weight), memory: Memory::Card(buffer) })
     }
 
     pub(crate) fn place_quantized(&self, weight: &Quantized) -> Result<CudaWeight> {
@@ -290,7 +332,12 @@ impl CudaBackend {
                 self.staging.upload(arg.absmax, &bytes_of(nested_absmax))?;
             }
         }
-        Ok(CudaWeight { rows: weight.rows(), cols: weight.cols(), kind: Kind::Quantised(arg), buffer })
+        Ok(CudaWeight {
+            rows: weight.rows(),
+            cols: weight.cols(),
+            kind: Kind::Quantised(arg),
+            memory: Memory::Card(buffer),
+        })
     }
 
     /// Reads a quantised weight's own parts back: codes and scales as stored. For tests and for saving.

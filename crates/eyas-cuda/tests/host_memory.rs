@@ -99,7 +99,8 @@ fn inputs_in_host_memory_change_no_bit() {
         "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "rope_theta": 1e4, "hidden_act": "silu",
         "tie_word_embeddings": false}"#;
     let decoder = eyas_model::family::from_config(&Config::parse("a model".into(), config).unwrap()).unwrap();
-    let options = LoadOptions { quantize: Some(Default::default()), positions: 1024 };
+    let options =
+        LoadOptions { quantize: Some(Default::default()), positions: 1024, embedding_on_host: false };
     let model = Model::random(&backend, &decoder, options, 5, &mut |_, _| {}).unwrap();
     let want = gradient(&backend, &model, Retain::Recompute);
     assert!(want.iter().any(|value| *value != 0.0));

@@ -99,7 +99,11 @@ fn main() -> Result<()> {
     let backend = CpuBackend::new(CpuOptions::default())?;
     let start = Instant::now();
     let quantize = (!arguments.dense).then(QuantConfig::default);
-    let model = source.load(&backend, LoadOptions { quantize, positions }, &mut |_, _| {})?;
+    let model = source.load(
+        &backend,
+        LoadOptions { quantize, positions, embedding_on_host: false },
+        &mut |_, _| {},
+    )?;
     eprintln!(
         "loaded in {:.2} s, {:.1} MB of weights",
         start.elapsed().as_secs_f64(),

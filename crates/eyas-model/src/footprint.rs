@@ -3,6 +3,7 @@
 use eyas_backend::{Backend, Dtype, NormKind, Storage};
 
 use crate::decoder::{Decoder, Positions};
+use crate::load::LoadOptions;
 
 /// What the weights take on the device, in bytes, and how they are kept.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,14 +31,13 @@ impl Footprint {
         self.linears + self.tables + self.rest
     }
 
-    /// What a model will take on a device of this kind, with activations of `dtype` and position tables for
-    /// `positions` tokens.
+    /// What a model will take on a device of this kind, with activations of `dtype`, loaded with `options`.
     pub fn predict<B: Backend>(
         decoder: &Decoder,
         dtype: Dtype,
         linear_storage: Storage,
         table_storage: Storage,
-        positions: usize,
+        options: LoadOptions,
     ) -> Self {
         let linears = decoder
             .all_linears()
@@ -46,6 +46,13 @@ impl Footprint {
             })
             .sum();
         let table = B::stored_bytes(dtype, decoder.vocab_size, decoder.hidden_size, table_storage);
+        let embedding = match (options.embedding_on_host, table_storage) {
+            (true, Storage::Dense(stored)) => {
+                let on_host = Storage::OnHost(stored);
+                B::stored_bytes(dtype, decoder.vocab_size, decoder.hidden_size, on_host)
+            }
+            _ => table,
+        };
         let per_norm = if decoder.norm.kind == NormKind::LayerNorm { 2 } else { 1 } * decoder.hidden_size;
         let norms: usize = (0..decoder.blocks()).map(|block| decoder.norm_paths(block).len()).sum();
         let biases: usize = decoder
@@ -58,12 +65,12 @@ impl Footprint {
             None => 0,
         };
         let positions = match &decoder.positions {
-            Positions::Rope(rope) => positions * rope.dim,
-            Positions::Alibi => decoder.blocks() * decoder.attention.layout.heads * positions,
+            Positions::Rope(rope) => options.positions * rope.dim,
+            Positions::Alibi => decoder.blocks() * decoder.attention.layout.heads * options.positions,
         };
         Self {
             linears,
-            tables: if decoder.tie_word_embeddings { table } else { 2 * table },
+            tables: if decoder.tie_word_embeddings { table } else { table + embedding },
             rest: 4 * ((norms + 1) * per_norm + biases + head_norms + positions) as u64,
             linear_storage,
             table_storage,

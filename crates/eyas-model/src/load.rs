@@ -34,6 +34,8 @@ pub struct LoadOptions {
     pub quantize: Option<QuantConfig>,
     /// The longest sequence that will be run: position tables are made for that many tokens.
     pub positions: usize,
+    /// Keep an embedding that is not the head as well in host memory, where the device reads the rows it needs.
+    pub embedding_on_host: bool,
 }
 
 impl ModelSource {
@@ -210,13 +212,13 @@ impl ModelSource {
         let (linears, tables) = self.storage(options);
         let footprint = Footprint::empty(linears, tables);
         let decoder = &self.decoder;
-        Loader { backend, decoder, feed, positions: options.positions, footprint }.model()
+        Loader { backend, decoder, feed, options, footprint }.model()
     }
 
     /// What the model will take on a device of this kind, with activations of `dtype`.
     pub fn footprint<B: Backend>(&self, dtype: Dtype, options: LoadOptions) -> Footprint {
         let (linears, tables) = self.storage(options);
-        Footprint::predict::<B>(&self.decoder, dtype, linears, tables, options.positions)
+        Footprint::predict::<B>(&self.decoder, dtype, linears, tables, options)
     }
 
     /// How linear layers and tables are kept: as the first of each is.
@@ -257,9 +259,11 @@ impl<B: Backend> Feed<B> for Files<'_> {
         Ok(&self.buffer)
     }
 
-    fn table(&mut self, backend: &B, name: &str, _rows: usize, _cols: usize) -> Result<B::Weight> {
+    fn table(&mut self, backend: &B, name: &str, _shape: [usize; 2], on_host: bool) -> Result<B::Weight> {
         let (info, order) = self.source.require(name)?;
-        self.matrix(backend, info, order, Storage::Dense(dense_dtype(info.dtype)))
+        let dtype = dense_dtype(info.dtype);
+        let storage = if on_host { Storage::OnHost(dtype) } else { Storage::Dense(dtype) };
+        self.matrix(backend, info, order, storage)
     }
 
     fn linear(&mut self, backend: &B, name: &str, rows: usize, cols: usize) -> Result<B::Weight> {

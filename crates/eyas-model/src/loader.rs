@@ -6,6 +6,7 @@ use crate::Result;
 use crate::block::{Block, Norm};
 use crate::decoder::{Decoder, Positions, ProjectionKind};
 use crate::footprint::Footprint;
+use crate::load::LoadOptions;
 use crate::model::Model;
 use crate::rope::alibi_table;
 
@@ -13,8 +14,8 @@ use crate::rope::alibi_table;
 pub(crate) trait Feed<B: Backend> {
     /// Norms and biases.
     fn vector(&mut self, name: &str, len: usize) -> Result<&[f32]>;
-    /// Embedding and head: never quantised.
-    fn table(&mut self, backend: &B, name: &str, rows: usize, cols: usize) -> Result<B::Weight>;
+    /// Embedding and head, rows and columns: never quantised.
+    fn table(&mut self, backend: &B, name: &str, shape: [usize; 2], on_host: bool) -> Result<B::Weight>;
     /// A linear layer of a block.
     fn linear(&mut self, backend: &B, name: &str, rows: usize, cols: usize) -> Result<B::Weight>;
 }
@@ -24,8 +25,7 @@ pub(crate) struct Loader<'a, B: Backend, F: Feed<B>> {
     pub(crate) backend: &'a B,
     pub(crate) decoder: &'a Decoder,
     pub(crate) feed: F,
-    /// How far the position tables reach.
-    pub(crate) positions: usize,
+    pub(crate) options: LoadOptions,
     pub(crate) footprint: Footprint,
 }
 
@@ -37,13 +37,16 @@ impl<B: Backend, F: Feed<B>> Loader<'_, B, F> {
         let (embedding, head_name) = if decoder.tie_word_embeddings {
             (None, embedding_name)
         } else {
-            (Some(self.table(&embedding_name, &decoder)?), format!("{}.weight", names.head))
+            (
+                Some(self.table(&embedding_name, self.options.embedding_on_host)?),
+                format!("{}.weight", names.head),
+            )
         };
         let head = Projection {
             in_features: decoder.hidden_size,
             index: u32::MAX,
             parts: vec![Linear {
-                weight: self.table(&head_name, &decoder)?,
+                weight: self.table(&head_name, false)?,
                 bias: None,
                 out_features: decoder.vocab_size,
             }],
@@ -51,7 +54,7 @@ impl<B: Backend, F: Feed<B>> Loader<'_, B, F> {
         let blocks =
             (0..decoder.blocks()).map(|index| self.block(&decoder, index)).collect::<Result<Vec<_>>>()?;
         let final_norm = self.norm(names.final_norm)?;
-        let positions = self.positions;
+        let positions = self.options.positions;
         let rope = match &decoder.positions {
             Positions::Rope(rope) => {
                 self.footprint.rest += (positions * rope.dim * 4) as u64;
@@ -80,7 +83,7 @@ impl<B: Backend, F: Feed<B>> Loader<'_, B, F> {
         };
         let alibi = match decoder.positions {
             Positions::Alibi => {
-                let positions = self.positions;
+                let positions = self.options.positions;
                 let table = alibi_table(layout.heads, layout.head_dim, positions);
                 let mut tensor = self.backend.zeros(Dtype::F32, layout.heads, positions)?;
                 self.backend.upload(&table, &mut tensor)?;
@@ -142,8 +145,9 @@ impl<B: Backend, F: Feed<B>> Loader<'_, B, F> {
         Ok(tensor)
     }
 
-    fn table(&mut self, name: &str, decoder: &Decoder) -> Result<B::Weight> {
-        let weight = self.feed.table(self.backend, name, decoder.vocab_size, decoder.hidden_size)?;
+    fn table(&mut self, name: &str, on_host: bool) -> Result<B::Weight> {
+        let shape = [self.decoder.vocab_size, self.decoder.hidden_size];
+        let weight = self.feed.table(self.backend, name, shape, on_host)?;
         self.footprint.tables += self.backend.weight_bytes(&weight);
         Ok(weight)
     }

@@ -65,8 +65,15 @@ impl<B: Backend> Feed<B> for Random<'_> {
         Ok(&self.vector)
     }
 
-    fn table(&mut self, backend: &B, _name: &str, rows: usize, cols: usize) -> Result<B::Weight> {
-        self.matrix(backend, rows, cols, Storage::Dense(Dtype::Bf16))
+    fn table(
+        &mut self,
+        backend: &B,
+        _name: &str,
+        [rows, cols]: [usize; 2],
+        on_host: bool,
+    ) -> Result<B::Weight> {
+        let storage = if on_host { Storage::OnHost(Dtype::Bf16) } else { Storage::Dense(Dtype::Bf16) };
+        self.matrix(backend, rows, cols, storage)
     }
 
     fn linear(&mut self, backend: &B, _name: &str, rows: usize, cols: usize) -> Result<B::Weight> {
@@ -99,6 +106,6 @@ impl<B: Backend> Model<B> {
         };
         let linears = options.quantize.map_or(Storage::Dense(Dtype::Bf16), Storage::Quantised);
         let footprint = Footprint::empty(linears, Storage::Dense(Dtype::Bf16));
-        Loader { backend, decoder, feed, positions: options.positions, footprint }.model()
+        Loader { backend, decoder, feed, options, footprint }.model()
     }
 }

@@ -50,7 +50,8 @@ fn run() -> Result<()> {
             steps + 1
         ),
     )?;
-    let options = LoadOptions { quantize: recipe.quantization.config(), positions: length };
+    let options =
+        LoadOptions { quantize: recipe.quantization.config(), positions: length, embedding_on_host: false };
     let model = source.load(&backend, options, &mut |_, _| {})?;
     let vocab = model.decoder().vocab_size as u32;
     let mut rng = ChaCha8Rng::seed_from_u64(1);

@@ -31,7 +31,7 @@ fn main() -> Result<()> {
     };
     let backend = CpuBackend::new(CpuOptions { matmul: Some(MatmulKernel::F32) })?;
     let source = ModelSource::open(Path::new(base))?;
-    let options = LoadOptions { quantize: None, positions: 64 };
+    let options = LoadOptions { quantize: None, positions: 64, embedding_on_host: false };
     let model = source.load(&backend, options, &mut |_, _| {})?;
     match mode.as_str() {
         "train" => train(&backend, &model, base, Path::new(adapter), Path::new(logits)),

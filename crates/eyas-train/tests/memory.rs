@@ -246,7 +246,7 @@ fn the_plan_predicts_what_is_allocated() {
             ] {
                 let backend = Counting::new(dtype);
                 let source = ModelSource::open(&fixture(name)).unwrap();
-                let options = LoadOptions { quantize: None, positions: 64 };
+                let options = LoadOptions { quantize: None, positions: 64, embedding_on_host: false };
                 let model = source.load(&backend, options, &mut |_, _| {}).unwrap();
                 let folder = tempfile::tempdir().unwrap();
                 let mut recipe = recipe(folder.path());

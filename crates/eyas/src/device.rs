@@ -87,6 +87,13 @@ impl Choice {
         }
     }
 
+    /// Plans a run for the memory that was asked for.
+    pub fn limit(self, recipe: &mut Recipe) {
+        if let Some(bytes) = self.memory {
+            recipe.training.memory_budget = MemoryBudget::Bytes(bytes);
+        }
+    }
+
     /// The card to use; `None` for the processor. A card that is there but lacks a library is an error, not a reason
     /// to compute for days on the processor.
     pub fn card(self) -> Result<Option<usize>> {

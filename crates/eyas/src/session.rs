@@ -88,7 +88,7 @@ impl Files {
     pub fn load<B: Backend>(&self, backend: &B, recipe: &Recipe, positions: usize) -> Result<Model<B>> {
         let quantize = recipe.quantization.config();
         let bar = LoadBar::new(if quantize.is_some() { "quantising" } else { "loading" });
-        let options = LoadOptions { quantize, positions };
+        let options = LoadOptions { quantize, positions, embedding_on_host: recipe.is_tight() };
         let model = self.source.load(backend, options, &mut |done, total| bar.set(done, total))?;
         bar.finish();
         let decoder = model.decoder();

@@ -165,7 +165,7 @@ impl Backend for CpuBackend {
     fn stored_bytes(_dtype: Dtype, rows: usize, cols: usize, storage: Storage) -> u64 {
         let len = rows as u64 * cols as u64;
         match storage {
-            Storage::Dense(dtype) => len * dtype.size() as u64,
+            Storage::Dense(dtype) | Storage::OnHost(dtype) => len * dtype.size() as u64,
             Storage::Quantised(config) => config.stored_bytes(len),
         }
     }

@@ -56,7 +56,7 @@ impl CpuWeight {
                 };
                 Self::from_quantized(weight)
             }
-            Storage::Dense(dtype) => {
+            Storage::Dense(dtype) | Storage::OnHost(dtype) => {
                 let elements = match dtype {
                     Dtype::F32 => Elements::F32(convert(matrix, |piece, out| out.extend_from_slice(piece))?),
                     Dtype::Bf16 => Elements::Bf16(convert(matrix, |piece, out| {

@@ -43,7 +43,13 @@ pub fn source(base: &str) -> ModelSource {
 }
 
 pub fn load(backend: &CpuBackend, base: &str) -> Model<CpuBackend> {
-    source(base).load(backend, LoadOptions { quantize: None, positions: 64 }, &mut |_, _| {}).unwrap()
+    source(base)
+        .load(
+            backend,
+            LoadOptions { quantize: None, positions: 64, embedding_on_host: false },
+            &mut |_, _| {},
+        )
+        .unwrap()
 }
 
 pub fn adapter(base: &str, model: &Model<CpuBackend>) -> LoraAdapter {

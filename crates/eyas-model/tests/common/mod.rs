@@ -35,7 +35,9 @@ pub fn backend() -> CpuBackend {
 
 pub fn load(backend: &CpuBackend, path: &Path, quantize: Option<QuantConfig>) -> Model<CpuBackend> {
     let source = ModelSource::open(path).unwrap();
-    source.load(backend, LoadOptions { quantize, positions: 64 }, &mut |_, _| {}).unwrap()
+    source
+        .load(backend, LoadOptions { quantize, positions: 64, embedding_on_host: false }, &mut |_, _| {})
+        .unwrap()
 }
 
 /// A folder with a base whose linears bitsandbytes quantised.

@@ -99,6 +99,11 @@ impl Recipe {
         text
     }
 
+    /// Whether the memory is limited, so that speed gives way to room.
+    pub fn is_tight(&self) -> bool {
+        matches!(self.training.memory_budget, MemoryBudget::Bytes(_))
+    }
+
     /// The type of activations that the recipe asks for; `None` leaves it to the device.
     pub fn compute_dtype(&self) -> Option<eyas_backend::Dtype> {
         match (self.training.bf16, self.training.fp16) {

@@ -26,7 +26,9 @@ pub fn load(backend: &CpuBackend, name: &str, quantize: Option<QuantConfig>) -> 
 
 pub fn load_from(backend: &CpuBackend, folder: &Path, quantize: Option<QuantConfig>) -> Model<CpuBackend> {
     let source = ModelSource::open(folder).unwrap();
-    source.load(backend, LoadOptions { quantize, positions: 64 }, &mut |_, _| {}).unwrap()
+    source
+        .load(backend, LoadOptions { quantize, positions: 64, embedding_on_host: false }, &mut |_, _| {})
+        .unwrap()
 }
 
 pub fn floats(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
@@ -76,7 +78,7 @@ pub fn random_model<B: Backend>(backend: &B, blocks: usize) -> Model<B> {
     );
     let config = eyas_model::config::Config::parse("a test's model".into(), &config).unwrap();
     let decoder = eyas_model::family::from_config(&config).unwrap();
-    let options = LoadOptions { quantize: None, positions: 64 };
+    let options = LoadOptions { quantize: None, positions: 64, embedding_on_host: false };
     Model::random(backend, &decoder, options, 5, &mut |_, _| {}).unwrap()
 }
 

@@ -9,7 +9,6 @@ use eyas_model::{Decoder, LoadOptions, Model, shapes};
 use eyas_train::Recipe;
 use eyas_train::bench::{self, Ceilings, Lengths, Measured, Options};
 use eyas_train::plan::display_bytes;
-use eyas_train::recipe::MemoryBudget;
 use serde_json::json;
 
 use crate::cli::BenchTrainArgs;
@@ -37,9 +36,7 @@ pub fn run(device: Choice, args: BenchTrainArgs) -> Result<ExitCode> {
     for assignment in &args.set {
         recipe.set(assignment)?;
     }
-    if let Some(bytes) = device.memory {
-        recipe.training.memory_budget = MemoryBudget::Bytes(bytes);
-    }
+    device.limit(&mut recipe);
     recipe.validate()?;
     let on_card = device.card()?.is_some();
     device.run(&recipe, Train { args: &args, decoder: &decoder, recipe: &recipe, on_card })
@@ -65,6 +62,7 @@ impl Work for Train<'_> {
         let options = LoadOptions {
             quantize: recipe.quantization.config(),
             positions: if args.lognormal { 4 * args.length } else { args.length },
+            embedding_on_host: recipe.is_tight(),
         };
         let model = Model::random(backend, decoder, options, 1, &mut |done, total| bar.set(done, total))?;
         bar.finish();

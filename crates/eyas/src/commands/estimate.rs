@@ -15,10 +15,15 @@ use crate::device::{Choice, DeviceArg};
 use crate::session;
 
 pub fn run(device: Choice, args: EstimateArgs) -> Result<ExitCode> {
-    let recipe = session::recipe_with(&args.recipe, &args.set)?;
+    let mut recipe = session::recipe_with(&args.recipe, &args.set)?;
+    device.limit(&mut recipe);
     recipe.validate()?;
     let length = args.length.unwrap_or(recipe.data.max_length);
-    let options = LoadOptions { quantize: recipe.quantization.config(), positions: length };
+    let options = LoadOptions {
+        quantize: recipe.quantization.config(),
+        positions: length,
+        embedding_on_host: recipe.is_tight(),
+    };
     let source = match &args.model {
         Some(name) => Some(ModelSource::open(&eyas_hub::locate(name, || {})?)?),
         None => None,
@@ -27,10 +32,10 @@ pub fn run(device: Choice, args: EstimateArgs) -> Result<ExitCode> {
         Some(source) => source.decoder().clone(),
         None => shapes::published(args.shape.as_deref().unwrap_or("falcon-7b"))?,
     };
-    let budget = device.memory.or(match recipe.training.memory_budget {
+    let budget = match recipe.training.memory_budget {
         MemoryBudget::Bytes(bytes) => Some(bytes),
         MemoryBudget::Auto => None,
-    });
+    };
     let job = Estimate { recipe: &recipe, decoder: &decoder, source: source.as_ref(), options, budget };
     let (plan, place) = if device.device == DeviceArg::Cpu {
         (job.plan::<CpuBackend>(Dtype::F32)?, "the processor")
@@ -66,7 +71,7 @@ impl Estimate<'_> {
             None => {
                 let tables = Storage::Dense(Dtype::Bf16);
                 let linears = options.quantize.map_or(tables, Storage::Quantised);
-                Footprint::predict::<B>(decoder, dtype, linears, tables, options.positions)
+                Footprint::predict::<B>(decoder, dtype, linears, tables, options)
             }
         };
         let layout = LoraLayout::new(decoder, recipe.lora.config())?;

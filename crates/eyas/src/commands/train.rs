@@ -31,6 +31,7 @@ pub fn run(device: Choice, args: TrainArgs) -> Result<ExitCode> {
     for assignment in &args.set {
         recipe.set(assignment)?;
     }
+    device.limit(&mut recipe);
     recipe.validate()?;
     let name = recipe
         .model
