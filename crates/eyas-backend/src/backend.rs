@@ -280,14 +280,14 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
         x: &Self::Tensor,
         y: &mut Self::Tensor,
     ) -> Result<()>;
-    /// Input gradient of [`Backend::activation`]: `dy` `[tokens, F]`, sets `dx` `[tokens, F * fan_in]`.
+    /// Input gradient of [`Backend::activation`], in place: `dy` `[tokens, F]`, and `x` `[tokens, F * fan_in]` becomes
+    /// its own gradient.
     fn activation_backward(
         &self,
         tokens: usize,
         kind: Activation,
-        x: &Self::Tensor,
         dy: &Self::Tensor,
-        dx: &mut Self::Tensor,
+        x: &mut Self::Tensor,
     ) -> Result<()>;
 
     // --- Loss ---

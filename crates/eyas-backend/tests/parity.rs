@@ -28,7 +28,11 @@ fn every_operation_agrees_in_f32() {
 
 #[test]
 fn every_operation_agrees_with_bf16_products() {
-    if MatmulKernel::Bf16.is_supported() {
-        assert_all_pass(&rows(MatmulKernel::Bf16, Dtype::Bf16));
+    for kernel in [MatmulKernel::Bf16, MatmulKernel::AmxBf16] {
+        if kernel.is_supported() {
+            assert_all_pass(&rows(kernel, Dtype::Bf16));
+        } else {
+            eprintln!("skipped: this processor has not the {kernel} kernel");
+        }
     }
 }

@@ -419,13 +419,10 @@ impl Backend for CudaBackend {
         &self,
         tokens: usize,
         kind: Activation,
-        x: &CudaTensor,
         dy: &CudaTensor,
-        dx: &mut CudaTensor,
+        x: &mut CudaTensor,
     ) -> Result<()> {
-        self.timed("activation_backward", String::new, || {
-            self.run_activation_backward(tokens, kind, x, dy, dx)
-        })
+        self.timed("activation_backward", String::new, || self.run_activation_backward(tokens, kind, dy, x))
     }
 
     fn gather_targets(

@@ -82,7 +82,6 @@ pub struct Scratch<B: Backend> {
     pub(crate) normed_gradient: B::Tensor,
     pub(crate) attention_gradient: B::Tensor,
     pub(crate) qkv_gradient: B::Tensor,
-    pub(crate) mlp_gradient: B::Tensor,
     pub(crate) activated_gradient: B::Tensor,
 }
 
@@ -171,7 +170,6 @@ impl<B: Backend> Scratch<B> {
             normed_gradient: backward(decoder.hidden_size)?,
             attention_gradient: backward(decoder.attention_width())?,
             qkv_gradient: backward(decoder.attention.layout.width())?,
-            mlp_gradient: backward(decoder.mlp_in_width())?,
             activated_gradient: backward(decoder.mlp.intermediate_size)?,
         })
     }
@@ -251,7 +249,6 @@ impl<B: Backend> Workspace<B> {
             2 * hidden
                 + decoder.attention_width()
                 + decoder.attention.layout.width()
-                + decoder.mlp_in_width()
                 + decoder.mlp.intermediate_size
         } else {
             0

@@ -225,7 +225,7 @@ impl<B: Backend> Block<B> {
     }
 
     /// From the gradient of the block's output to that of its input, in place in `scratch.gradient`; adds the
-    /// updates' gradients to `grads`. With `input_gradient` false the block is the first and nobody needs the rest.
+    /// updates' gradients to `grads`; `kept` is used up. With `input_gradient` false the block is the first and nobody needs the rest.
     ///
     /// # Errors
     /// When the device fails.
@@ -233,31 +233,32 @@ impl<B: Backend> Block<B> {
         &self,
         pass: &BlockPass<'_, B>,
         x: &B::Tensor,
-        kept: &BlockActivations<B>,
+        kept: &mut BlockActivations<B>,
         hidden: &Hidden<B>,
         scratch: &mut Scratch<B>,
         grads: &mut B::Tensor,
         input_gradient: bool,
     ) -> Result<()> {
+        let mlp = &mut kept.mlp;
         match (&kept.middle, pass.decoder.wiring) {
             (Some(middle), Wiring::Sequential) => {
-                self.mlp_backward(pass, middle, kept, hidden, scratch, grads, true)?;
+                self.mlp_backward(pass, middle, mlp, hidden, scratch, grads, true)?;
                 self.norm2_backward(pass, middle, scratch)?;
-                self.attention_out_backward(pass, kept, hidden, scratch, grads)?;
+                self.attention_out_backward(pass, &kept.attention, hidden, scratch, grads)?;
                 self.attention_backward(pass, x, kept, hidden, scratch, grads, input_gradient, Write::Set)?;
             }
             (_, Wiring::ParallelTwoNorms) => {
                 // Both branches start from the output's gradient, so it is read twice before it is added to.
-                self.attention_out_backward(pass, kept, hidden, scratch, grads)?;
-                self.mlp_backward(pass, x, kept, hidden, scratch, grads, input_gradient)?;
+                self.attention_out_backward(pass, &kept.attention, hidden, scratch, grads)?;
+                self.mlp_backward(pass, x, mlp, hidden, scratch, grads, input_gradient)?;
                 if input_gradient {
                     self.norm2_backward(pass, x, scratch)?;
                 }
                 self.attention_backward(pass, x, kept, hidden, scratch, grads, input_gradient, Write::Set)?;
             }
             _ => {
-                self.attention_out_backward(pass, kept, hidden, scratch, grads)?;
-                self.mlp_backward(pass, x, kept, hidden, scratch, grads, input_gradient)?;
+                self.attention_out_backward(pass, &kept.attention, hidden, scratch, grads)?;
+                self.mlp_backward(pass, x, mlp, hidden, scratch, grads, input_gradient)?;
                 self.attention_backward(pass, x, kept, hidden, scratch, grads, input_gradient, Write::Add)?;
             }
         }
@@ -366,12 +367,13 @@ impl<B: Backend> Block<B> {
         Ok(())
     }
 
-    /// From `scratch.gradient` through the MLP to `scratch.normed_gradient`; `x` is the input of the MLP's norm.
+    /// From `scratch.gradient` through the MLP to `scratch.normed_gradient`; `x` is the input of the MLP's norm,
+    /// and `mlp` becomes its own gradient.
     fn mlp_backward(
         &self,
         pass: &BlockPass<'_, B>,
         x: &B::Tensor,
-        kept: &BlockActivations<B>,
+        mlp: &mut B::Tensor,
         hidden: &Hidden<B>,
         scratch: &mut Scratch<B>,
         grads: &mut B::Tensor,
@@ -379,7 +381,7 @@ impl<B: Backend> Block<B> {
     ) -> Result<()> {
         let (backend, tokens) = (pass.backend, pass.batch.tokens());
         let activation = pass.decoder.mlp.activation;
-        backend.activation(tokens, activation, &kept.mlp, &mut scratch.activated)?;
+        backend.activation(tokens, activation, mlp, &mut scratch.activated)?;
         backend.project_backward(
             tokens,
             &self.mlp_out,
@@ -389,13 +391,7 @@ impl<B: Backend> Block<B> {
             &scratch.gradient,
             Some((&mut scratch.activated_gradient, Write::Set)),
         )?;
-        backend.activation_backward(
-            tokens,
-            activation,
-            &kept.mlp,
-            &scratch.activated_gradient,
-            &mut scratch.mlp_gradient,
-        )?;
+        backend.activation_backward(tokens, activation, &scratch.activated_gradient, mlp)?;
         normalise(pass, self.norm2.as_ref().unwrap_or(&self.norm1), x, scratch)?;
         backend.project_backward(
             tokens,
@@ -403,7 +399,7 @@ impl<B: Backend> Block<B> {
             pass.adapter(ProjectionKind::MlpIn).map(|adapter| (adapter, &mut *grads)),
             &scratch.normed,
             hidden.get(ProjectionKind::MlpIn),
-            &scratch.mlp_gradient,
+            mlp,
             input_gradient.then_some((&mut scratch.normed_gradient, Write::Set)),
         )?;
         Ok(())
@@ -413,7 +409,7 @@ impl<B: Backend> Block<B> {
     fn attention_out_backward(
         &self,
         pass: &BlockPass<'_, B>,
-        kept: &BlockActivations<B>,
+        attention: &B::Tensor,
         hidden: &Hidden<B>,
         scratch: &mut Scratch<B>,
         grads: &mut B::Tensor,
@@ -422,7 +418,7 @@ impl<B: Backend> Block<B> {
             pass.batch.tokens(),
             &self.attention_out,
             pass.adapter(ProjectionKind::AttentionOut).map(|adapter| (adapter, grads)),
-            &kept.attention,
+            attention,
             hidden.get(ProjectionKind::AttentionOut),
             &scratch.gradient,
             Some((&mut scratch.attention_gradient, Write::Set)),

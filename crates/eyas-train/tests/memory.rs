@@ -170,7 +170,7 @@ impl Backend for Counting {
         cache_write(&(), &QkvLayout, usize, &T, &mut T, &mut T);
         attention_cached(&(), &AttentionSpec<Self>, usize, &T, &T, &T, &mut T);
         activation(usize, Activation, &T, &mut T);
-        activation_backward(usize, Activation, &T, &T, &mut T);
+        activation_backward(usize, Activation, &T, &mut T);
         gather_targets(&(), Range<usize>, &T, &mut T);
         gather_last(&(), &T, &mut T);
         scatter_targets(&(), Range<usize>, &T, &mut T);

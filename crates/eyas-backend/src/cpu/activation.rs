@@ -41,35 +41,27 @@ pub(super) fn activation(tokens: usize, kind: Activation, x: &CpuTensor, y: &mut
 pub(super) fn activation_backward(
     tokens: usize,
     kind: Activation,
-    x: &CpuTensor,
     dy: &CpuTensor,
-    dx: &mut CpuTensor,
+    x: &mut CpuTensor,
 ) -> Result<()> {
     let n = dy.shape().1;
     check_shape("activation_backward", "x", x, tokens, n * kind.fan_in())?;
     check_shape("activation_backward", "dy", dy, tokens, n)?;
-    check_shape("activation_backward", "dx", dx, tokens, n * kind.fan_in())?;
-    let (x, dy, dx) = (x.rows(tokens), dy.rows(tokens), dx.rows_mut(tokens));
-    let elementwise = |dx: &mut [f32], kernel: fn(&[f32], &[f32], &mut [f32])| {
-        dx.par_chunks_mut(TASK)
-            .zip(x.par_chunks(TASK).zip(dy.par_chunks(TASK)))
-            .for_each(|(dx, (x, dy))| kernel(x, dy, dx));
+    let (dy, x) = (dy.rows(tokens), x.rows_mut(tokens));
+    let elementwise = |x: &mut [f32], kernel: fn(&[f32], &mut [f32])| {
+        x.par_chunks_mut(TASK).zip(dy.par_chunks(TASK)).for_each(|(x, dy)| kernel(dy, x));
     };
     match kind {
-        Activation::Gelu => elementwise(dx, gelu_backward),
-        Activation::GeluTanh => elementwise(dx, gelu_tanh_backward),
+        Activation::Gelu => elementwise(x, gelu_backward),
+        Activation::GeluTanh => elementwise(x, gelu_tanh_backward),
         Activation::SwiGlu => {
             let task = (TASK / n.max(1)).max(1) * n.max(1);
-            dx.par_chunks_mut(2 * task).zip(x.par_chunks(2 * task).zip(dy.par_chunks(task))).for_each(
-                |(dx, (x, dy))| {
-                    let rows = x.chunks_exact(2 * n).zip(dy.chunks_exact(n));
-                    for (dx, (x, dy)) in dx.chunks_exact_mut(2 * n).zip(rows) {
-                        let (gate, up) = x.split_at(n);
-                        let (dgate, dup) = dx.split_at_mut(n);
-                        swiglu_backward(gate, up, dy, dgate, dup);
-                    }
-                },
-            );
+            x.par_chunks_mut(2 * task).zip(dy.par_chunks(task)).for_each(|(x, dy)| {
+                for (x, dy) in x.chunks_exact_mut(2 * n).zip(dy.chunks_exact(n)) {
+                    let (gate, up) = x.split_at_mut(n);
+                    swiglu_backward(dy, gate, up);
+                }
+            });
         }
     }
     Ok(())
@@ -84,10 +76,10 @@ vectorised! {
 }
 
 vectorised! {
-    fn gelu_backward(x: &[f32], dy: &[f32], dx: &mut [f32]) {
-        for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
-            let (distribution, density) = normal(x);
-            *dx = dy * x.mul_add(density, distribution);
+    fn gelu_backward(dy: &[f32], x: &mut [f32]) {
+        for (x, &dy) in x.iter_mut().zip(dy) {
+            let (distribution, density) = normal(*x);
+            *x = dy * x.mul_add(density, distribution);
         }
     }
 }
@@ -110,11 +102,11 @@ vectorised! {
 }
 
 vectorised! {
-    fn gelu_tanh_backward(x: &[f32], dy: &[f32], dx: &mut [f32]) {
-        for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
-            let (gate, slope) = gelu_tanh_gate(x);
+    fn gelu_tanh_backward(dy: &[f32], x: &mut [f32]) {
+        for (x, &dy) in x.iter_mut().zip(dy) {
+            let (gate, slope) = gelu_tanh_gate(*x);
             let dgate = 2.0 * gate * (1.0 - gate) * slope;
-            *dx = dy * x.mul_add(dgate, gate);
+            *x = dy * x.mul_add(dgate, gate);
         }
     }
 }
@@ -128,14 +120,14 @@ vectorised! {
 }
 
 vectorised! {
-    fn swiglu_backward(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
+    fn swiglu_backward(dy: &[f32], gate: &mut [f32], up: &mut [f32]) {
         let n = dy.len();
-        let (gate, up, dgate, dup) = (&gate[..n], &up[..n], &mut dgate[..n], &mut dup[..n]);
+        let (gate, up) = (&mut gate[..n], &mut up[..n]);
         for i in 0..n {
             let s = sigmoid(gate[i]);
             let silu = gate[i] * s;
-            dup[i] = dy[i] * silu;
-            dgate[i] = dy[i] * up[i] * silu.mul_add(1.0 - s, s);
+            gate[i] = dy[i] * up[i] * silu.mul_add(1.0 - s, s);
+            up[i] = dy[i] * silu;
         }
     }
 }
@@ -156,7 +148,8 @@ mod tests {
             assert!((y - want).abs() < 1e-30, "{y} for {want}");
         }
         for backward in [gelu_backward, gelu_tanh_backward] {
-            backward(&x, &[1.0; 7], &mut y);
+            y = x;
+            backward(&[1.0; 7], &mut y);
             for (y, want) in y.iter().zip([0.0, 0.0, 0.0, 0.5, 1.0, 1.0, 1.0]) {
                 assert!((y - want).abs() < 1e-6, "slope {y} for {want}");
             }

@@ -2,6 +2,8 @@
 
 use half::bf16;
 
+use super::simd::Level;
+
 /// Codes that the vector forms take at a time: 16 bytes of them.
 pub(super) const STEP: usize = 32;
 
@@ -22,14 +24,14 @@ impl Codebook {
     /// Decodes the `out.len()` codes from number `first` on of `packed`, whose first code is in the high nibble of
     /// its first byte: `level * scale`, rounded once.
     ///
-    /// `scales[i]` belongs to the codes of block `first / block_size + i`. `block_size` is a multiple of 32.
-    pub fn decode(&self, packed: &[u8], first: usize, block_size: usize, scales: &[f32], out: &mut [f32]) {
-        let block = first / block_size;
+    /// `scales[i]` belongs to the codes of block `(first >> shift) + i`; a block is `1 << shift` codes, at least 32.
+    pub fn decode(&self, packed: &[u8], first: usize, shift: u32, scales: &[f32], out: &mut [f32]) {
+        let block = first >> shift;
         let mut index = first;
         let mut done = 0;
         while done < out.len() {
-            let scale = scales[index / block_size - block];
-            let len = (block_size - index % block_size).min(out.len() - done);
+            let scale = scales[(index >> shift) - block];
+            let len = ((((index >> shift) + 1) << shift) - index).min(out.len() - done);
             self.decode_run(packed, index, scale, &mut out[done..done + len]);
             index += len;
             done += len;
@@ -41,10 +43,16 @@ impl Codebook {
         assert!(first + out.len() <= packed.len() * 2);
         let mut done = 0;
         #[cfg(target_arch = "x86_64")]
-        if first.is_multiple_of(2) && out.len() >= STEP && is_x86_feature_detected!("avx2") {
+        if first.is_multiple_of(2) && out.len() >= STEP && Level::Avx2 <= Level::detect() {
             done = out.len() / STEP * STEP;
-            // SAFETY: the processor has AVX2, and `packed` holds the codes, as checked above.
-            unsafe { avx2::decode_run(self, &packed[first / 2..], scale, &mut out[..done]) };
+            let (packed, out) = (&packed[first / 2..], &mut out[..done]);
+            // SAFETY: the processor has the instructions, and `packed` holds the codes, as checked above.
+            unsafe {
+                match Level::detect() {
+                    Level::Avx512 => avx512::decode_run(self, packed, scale, out),
+                    _ => avx2::decode_run(self, packed, scale, out),
+                }
+            }
         }
         for (i, out) in out.iter_mut().enumerate().skip(done) {
             let byte = packed[(first + i) / 2];
@@ -116,9 +124,54 @@ mod avx2 {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::*;
+
+    use super::{Codebook, STEP};
+
+    /// What brings the eight codes of a 32-bit word to the low bits, in order.
+    pub(super) const SHIFTS: [i32; 16] = [4, 0, 12, 8, 20, 16, 28, 24, 4, 0, 12, 8, 20, 16, 28, 24];
+
+    /// # Safety
+    /// The processor has AVX-512 F; `out` is a whole number of steps and `packed` holds as many codes.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn decode_run(book: &Codebook, packed: &[u8], scale: f32, out: &mut [f32]) {
+        let scale = _mm512_set1_ps(scale);
+        // SAFETY: both arrays are sixteen lanes.
+        let (levels, shifts) =
+            unsafe { (_mm512_loadu_ps(book.levels.as_ptr()), _mm512_loadu_si512(SHIFTS.as_ptr().cast())) };
+        // Words 0 and 1, then words 2 and 3, eight lanes each.
+        let words = [
+            _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1),
+            _mm512_setr_epi32(2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3),
+        ];
+        for (out, packed) in out.chunks_exact_mut(STEP).zip(packed.chunks_exact(STEP / 2)) {
+            // SAFETY: the chunk holds 16 bytes.
+            let packed = unsafe { _mm512_castsi128_si512(_mm_loadu_si128(packed.as_ptr().cast())) };
+            for (i, words) in words.into_iter().enumerate() {
+                // The look-up reads the low four bits of a lane.
+                let codes = _mm512_srlv_epi32(_mm512_permutexvar_epi32(words, packed), shifts);
+                let values = _mm512_mul_ps(_mm512_permutexvar_ps(codes, levels), scale);
+                // SAFETY: the chunk holds 32 values.
+                unsafe { _mm512_storeu_ps(out.as_mut_ptr().add(16 * i), values) };
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn shifts_bring_the_codes_in_order() {
+        let bytes = [0x01u8, 0x23, 0x45, 0x67];
+        for (i, shift) in super::avx512::SHIFTS.into_iter().enumerate() {
+            assert_eq!(u32::from_le_bytes(bytes) >> shift & 15, i as u32 % 8);
+        }
+    }
 
     #[test]
     fn any_range_decodes_to_level_times_scale() {
@@ -127,11 +180,12 @@ mod tests {
         let packed: Vec<u8> = (0..512u32).map(|i| (i * 167 + 13) as u8).collect();
         let scales: Vec<f32> = (0..32).map(|i| 0.1 + i as f32).collect();
         let code = |i: usize| if i.is_multiple_of(2) { packed[i / 2] >> 4 } else { packed[i / 2] & 15 };
-        for block_size in [32, 64, 256] {
+        for shift in [5, 6, 8] {
+            let block_size = 1 << shift;
             for first in [0, 1, 2, 31, 32, 62, 64, 65, 300] {
                 for len in [0, 1, 5, 32, 63, 64, 96, 97, 500] {
                     let mut out = vec![0.0; len];
-                    book.decode(&packed, first, block_size, &scales[first / block_size..], &mut out);
+                    book.decode(&packed, first, shift, &scales[first / block_size..], &mut out);
                     for (i, out) in out.into_iter().enumerate() {
                         let scale = scales[(first + i) / block_size];
                         assert_eq!(out.to_bits(), (levels[usize::from(code(first + i))] * scale).to_bits());

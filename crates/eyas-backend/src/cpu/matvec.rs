@@ -7,15 +7,17 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod portable;
 
 use half::{bf16, f16};
-use rayon::prelude::*;
 
 use super::CpuWeight;
 use super::decode::Codebook;
 use super::product::Output;
 use super::scratch::{Buffer, Scratch};
+use super::tasks::in_order;
 use super::weight::{Elements, FourBit, read_scales};
 
 /// Most rows that are multiplied this way.
@@ -64,9 +66,9 @@ struct Few<'a> {
 /// The inner loops: one row of a weight times `T` rows of `x`. Sums have a fixed order for each implementation.
 trait Dot {
     /// How `x` is to be ordered for [`Dot::four_bit`]: element `i` of each group is column
-    /// `FOUR_BIT_ORDER[i]` of it.
+    /// `FOUR_BIT_ORDER[i]` of it. Rows are filled up with zeros to whole groups.
     const FOUR_BIT_ORDER: &'static [usize];
-    /// How `x` is to be ordered for [`Dot::bf16`].
+    /// How `x` is to be ordered for [`Dot::bf16`]. What is left after the last whole group stays in order.
     const BF16_ORDER: &'static [usize];
     /// Depths that [`Dot::four_bit`] takes are multiples of it; zero where it takes none.
     const FOUR_BIT_STEP: usize;
@@ -96,6 +98,10 @@ pub(super) fn multiply(
     add: bool,
 ) {
     #[cfg(target_arch = "x86_64")]
+    if avx512::Avx512::is_supported() {
+        return multiply_with::<avx512::Avx512>(scratch, tokens, depth, x, jobs, out, add);
+    }
+    #[cfg(target_arch = "x86_64")]
     if avx2::Avx2::is_supported() {
         return multiply_with::<avx2::Avx2>(scratch, tokens, depth, x, jobs, out, add);
     }
@@ -114,49 +120,59 @@ fn multiply_with<D: Dot>(
     let any = |test: fn(&Elements) -> bool| {
         jobs.iter().any(|job| matches!(job.weight, Rows::Weight(weight) if test(weight.elements())))
     };
-    let ordered = |needed: bool, order| {
-        let mut ordered = scratch.take::<f32>(if needed { x.len() } else { 0 });
+    let ordered = |needed: bool, order, stride| {
+        let mut ordered = scratch.take::<f32>(if needed { tokens * stride } else { 0 });
         if needed {
-            reorder(x, depth, order, &mut ordered);
+            reorder(x, depth, order, stride, &mut ordered);
         }
         ordered
     };
     let four_bit = any(|elements| matches!(elements, Elements::FourBit(_)));
-    let groups = ordered(four_bit && D::FOUR_BIT_STEP > 0, D::FOUR_BIT_ORDER);
-    let pairs = ordered(any(|elements| matches!(elements, Elements::Bf16(_))), D::BF16_ORDER);
+    let whole_groups = depth.next_multiple_of(D::FOUR_BIT_ORDER.len().max(1));
+    let groups = ordered(four_bit && D::FOUR_BIT_STEP > 0, D::FOUR_BIT_ORDER, whole_groups);
+    let pairs = ordered(any(|elements| matches!(elements, Elements::Bf16(_))), D::BF16_ORDER, depth);
     let product = Product::<D> { scratch, depth, x, groups, pairs, out, add, dot: std::marker::PhantomData };
     let rows = (TASK / depth.max(1)).next_multiple_of(8);
     let tasks: Vec<_> = jobs
         .iter()
         .flat_map(|job| (0..job.rows).step_by(rows).map(move |row| (job, row..(row + rows).min(job.rows))))
         .collect();
-    tasks.into_par_iter().with_max_len(1).for_each(|(job, rows)| match tokens {
+    in_order(&tasks, |(job, rows)| match tokens {
         0 => {}
-        1 => product.rows::<1>(job, rows),
-        2 => product.rows::<2>(job, rows),
-        3 => product.rows::<3>(job, rows),
-        4 => product.rows::<4>(job, rows),
-        5 => product.rows::<5>(job, rows),
-        6 => product.rows::<6>(job, rows),
-        7 => product.rows::<7>(job, rows),
-        8 => product.rows::<8>(job, rows),
+        1 => product.rows::<1>(job, rows.clone()),
+        2 => product.rows::<2>(job, rows.clone()),
+        3 => product.rows::<3>(job, rows.clone()),
+        4 => product.rows::<4>(job, rows.clone()),
+        5 => product.rows::<5>(job, rows.clone()),
+        6 => product.rows::<6>(job, rows.clone()),
+        7 => product.rows::<7>(job, rows.clone()),
+        8 => product.rows::<8>(job, rows.clone()),
         _ => unreachable!("{tokens} rows are not few"),
     });
 }
 
-/// Orders the columns of whole groups of every row; the rest stay as they are.
-fn reorder(x: &[f32], depth: usize, order: &[usize], out: &mut [f32]) {
-    out.copy_from_slice(x);
+/// Orders the columns of whole groups of every row. The rest stay as they are where the rows of `out` are no longer than
+/// those of `x`; where they reach to the end of a group, it is ordered too, with zeros for what is missing.
+fn reorder(x: &[f32], depth: usize, order: &[usize], stride: usize, out: &mut [f32]) {
     if order.is_empty() || depth == 0 {
-        return;
+        return out.copy_from_slice(x);
     }
-    for (x, out) in x.chunks_exact(depth).zip(out.chunks_exact_mut(depth)) {
-        for (x, out) in x.chunks_exact(order.len()).zip(out.chunks_exact_mut(order.len())) {
+    for (x, out) in x.chunks_exact(depth).zip(out.chunks_exact_mut(stride)) {
+        for (x, out) in x.chunks(order.len()).zip(out.chunks_mut(order.len())) {
+            if out.len() < order.len() {
+                out.copy_from_slice(x);
+                continue;
+            }
             for (out, &i) in out.iter_mut().zip(order) {
-                *out = x[i];
+                *out = x.get(i).copied().unwrap_or(0.0);
             }
         }
     }
+}
+
+/// Checks that `x` has `rows` rows of `depth` elements.
+fn check(x: Few<'_>, rows: usize, depth: usize) {
+    assert!((rows - 1) * x.stride + depth <= x.values.len(), "too few elements in x");
 }
 
 struct Product<'a, D> {
@@ -176,7 +192,8 @@ impl<D: Dot> Product<'_, D> {
     fn rows<const T: usize>(&self, job: &Job<'_>, rows: std::ops::Range<usize>) {
         let depth = self.depth;
         let few = |values| Few { values, stride: depth };
-        let (plain, groups, pairs) = (few(self.x), few(&self.groups), few(&self.pairs));
+        let (plain, pairs) = (few(self.x), few(&self.pairs));
+        let groups = Few { values: &self.groups, stride: self.groups.len() / T };
         let whole = |row: usize| row * depth..(row + 1) * depth;
         match job.weight {
             Rows::Matrix(values) => self.each::<T>(job, rows, |row| D::f32(&values[whole(row)], plain)),
@@ -253,41 +270,69 @@ impl<D: Dot> Product<'_, D> {
 mod tests {
     use super::*;
 
-    /// Both implementations on one row of every storage.
+    /// An implementation against the portable one, on one row of every storage.
+    #[cfg(target_arch = "x86_64")]
+    fn check_rows<D: Dot, const T: usize>(depth: usize) {
+        let stride = depth + 3;
+        let x: Vec<f32> = (0..T * stride).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
+        let row: Vec<f32> = (0..depth).map(|i| ((i * 53 % 97) as f32 - 48.0) / 48.0).collect();
+        let few = Few { values: &x, stride };
+        let close = |a: [f32; T], b: [f32; T]| {
+            for (a, b) in a.into_iter().zip(b) {
+                assert!((a - b).abs() < 1e-4, "{depth} x {T}: {a} {b}");
+            }
+        };
+        close(D::f32(&row, few), portable::Portable::f32(&row, few));
+        let half: Vec<f16> = row.iter().map(|&v| f16::from_f32(v)).collect();
+        close(D::f16(&half, few), portable::Portable::f16(&half, few));
+        let half: Vec<bf16> = row.iter().map(|&v| bf16::from_f32(v)).collect();
+        let mut ordered = x.clone();
+        for (x, out) in x.chunks_exact(stride).zip(ordered.chunks_exact_mut(stride)) {
+            reorder(&x[..depth], depth, D::BF16_ORDER, depth, &mut out[..depth]);
+        }
+        close(D::bf16(&half, Few { values: &ordered, stride }), portable::Portable::bf16(&half, few));
+
+        // 4-bit codes after some of another row, with blocks of every kind of place.
+        let depth = depth / D::FOUR_BIT_STEP * D::FOUR_BIT_STEP;
+        let packed = depth.next_multiple_of(D::FOUR_BIT_ORDER.len());
+        let mut ordered = vec![f32::NAN; T * packed];
+        for (x, out) in x.chunks_exact(stride).zip(ordered.chunks_exact_mut(packed.max(1))) {
+            reorder(&x[..depth], depth, D::FOUR_BIT_ORDER, packed, out);
+        }
+        let book = Codebook::new(&std::array::from_fn(|i| (i as f32 * 1.7).sin()));
+        let codes: Vec<u8> = (0..depth / 2).map(|i| (i * 167 + 13) as u8).collect();
+        for first in [0, 32, 64, 96] {
+            for shift in [5, 6, 7, 12] {
+                let scales: Vec<f32> =
+                    (0..=(first + depth) >> shift).map(|i| 0.1 + i as f32 * 0.01).collect();
+                let scales = &scales[..((first + depth).div_ceil(1 << shift)).max(1)];
+                let x = Few { values: &ordered, stride: packed };
+                let got: [f32; T] = D::four_bit(&book, &codes, first, shift, scales, x);
+                close(got, portable::Portable::four_bit(&book, &codes, first, shift, scales, few));
+            }
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn check_all<D: Dot>() {
+        for depth in [0, 1, 7, 8, 16, 31, 32, 33, 64, 100, 192, 200, 416] {
+            check_rows::<D, 1>(depth);
+            check_rows::<D, 2>(depth);
+            check_rows::<D, 5>(depth);
+            check_rows::<D, 8>(depth);
+        }
+    }
+
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn vector_and_portable_forms_agree() {
-        if !avx2::Avx2::is_supported() {
-            return;
+        if avx2::Avx2::is_supported() {
+            check_all::<avx2::Avx2>();
         }
-        fn check<const T: usize>(depth: usize) {
-            let stride = depth + 3;
-            let x: Vec<f32> = (0..T * stride).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
-            let row: Vec<f32> = (0..depth).map(|i| ((i * 53 % 97) as f32 - 48.0) / 48.0).collect();
-            let few = Few { values: &x, stride };
-            let close = |a: [f32; T], b: [f32; T]| {
-                for (a, b) in a.into_iter().zip(b) {
-                    assert!((a - b).abs() < 1e-4, "{depth} x {T}: {a} {b}");
-                }
-            };
-            close(avx2::Avx2::f32(&row, few), portable::Portable::f32(&row, few));
-            let half: Vec<f16> = row.iter().map(|&v| f16::from_f32(v)).collect();
-            close(avx2::Avx2::f16(&half, few), portable::Portable::f16(&half, few));
-            let half: Vec<bf16> = row.iter().map(|&v| bf16::from_f32(v)).collect();
-            let mut ordered = x.clone();
-            for (x, out) in x.chunks_exact(stride).zip(ordered.chunks_exact_mut(stride)) {
-                reorder(&x[..depth], depth, avx2::Avx2::BF16_ORDER, &mut out[..depth]);
-            }
-            close(
-                avx2::Avx2::bf16(&half, Few { values: &ordered, stride }),
-                portable::Portable::bf16(&half, few),
-            );
-        }
-        for depth in [0, 1, 7, 8, 16, 31, 32, 33, 64, 100, 200] {
-            check::<1>(depth);
-            check::<2>(depth);
-            check::<5>(depth);
-            check::<8>(depth);
+        if avx512::Avx512::is_supported() {
+            check_all::<avx512::Avx512>();
+        } else {
+            eprintln!("skipped: this processor has no AVX-512");
         }
     }
 
@@ -295,7 +340,10 @@ mod tests {
     fn groups_are_reordered_and_the_rest_kept() {
         let x: Vec<f32> = (0..10).map(|i| i as f32).collect();
         let mut out = vec![0.0; 10];
-        reorder(&x, 5, &[1, 0], &mut out);
+        reorder(&x, 5, &[1, 0], 5, &mut out);
         assert_eq!(out, [1.0, 0.0, 3.0, 2.0, 4.0, 6.0, 5.0, 8.0, 7.0, 9.0]);
+        let mut out = vec![f32::NAN; 12];
+        reorder(&x, 5, &[1, 0], 6, &mut out);
+        assert_eq!(out, [1.0, 0.0, 3.0, 2.0, 0.0, 4.0, 6.0, 5.0, 8.0, 7.0, 0.0, 9.0]);
     }
 }

@@ -10,30 +10,34 @@ use std::fmt;
 use half::bf16;
 
 use super::panel::Layout;
+use super::simd::Isa;
 
 /// The kernel of the large matrix products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MatmulKernel {
-    /// `f32` multiply-adds.
+    /// `f32` multiply-adds: AVX-512, AVX2 or what the target always has.
     F32,
     /// `bf16` operands, `f32` sums: AVX-512's `vdpbf16ps`.
     Bf16,
+    /// `bf16` operands, `f32` sums: the tiles of AMX, `tdpbf16ps`.
+    AmxBf16,
 }
 
 impl MatmulKernel {
+    /// All kernels, the fastest first.
+    pub const ALL: [Self; 3] = [Self::AmxBf16, Self::Bf16, Self::F32];
+
     /// The fastest that this processor has.
     pub fn best() -> Self {
-        if Self::Bf16.is_supported() { Self::Bf16 } else { Self::F32 }
+        Self::ALL.into_iter().find(|kernel| kernel.is_supported()).unwrap_or(Self::F32)
     }
 
-    /// Whether this processor has the instructions.
+    /// Whether this processor has the instructions, and `EYAS_MAX_CPU_ISA` lets them be used.
     pub fn is_supported(self) -> bool {
         match self {
             Self::F32 => true,
-            #[cfg(target_arch = "x86_64")]
-            Self::Bf16 => is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512bw"),
-            #[cfg(not(target_arch = "x86_64"))]
-            Self::Bf16 => false,
+            Self::Bf16 => Isa::Avx512Bf16.is_usable(),
+            Self::AmxBf16 => Isa::Amx.is_usable(),
         }
     }
 }
@@ -43,6 +47,7 @@ impl fmt::Display for MatmulKernel {
         f.write_str(match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::AmxBf16 => "AMX bf16",
         })
     }
 }
@@ -56,7 +61,7 @@ pub(super) struct Term<E> {
     pub a_stride: usize,
     /// The panel: `depth * NR` elements.
     pub b: *const E,
-    /// Elements along the depth, a multiple of [`Kernel::STEP`].
+    /// Elements along the depth, a multiple of [`Kernel::GRAIN`].
     pub depth: usize,
 }
 
@@ -70,12 +75,31 @@ pub(super) trait Kernel: 'static {
     const NR: usize;
     /// Neighbours along the depth that lie side by side in a panel.
     const STEP: usize;
+    /// Operands are filled up with zeros to a multiple of it along the depth; a multiple of [`Kernel::STEP`].
+    const GRAIN: usize;
+    /// Most elements along the depth in one pass: a panel of them fits the first-level cache beside the rows it meets.
+    const DEPTH: usize;
+    /// Rows that meet all panels of a block before the next ones do: their share of the depth stays in the
+    /// second-level cache. A multiple of `MR`.
+    const ROWS: usize;
+
+    /// Prepares this thread for [`Kernel::tile`].
+    ///
+    /// # Safety
+    /// The processor has the kernel's instructions.
+    unsafe fn begin() {}
+
+    /// Ends what [`Kernel::begin`] began.
+    ///
+    /// # Safety
+    /// As [`Kernel::begin`].
+    unsafe fn end() {}
 
     /// Computes `rows x NR` elements at `c`, adding to them when `add`.
     ///
     /// # Safety
-    /// The processor has the kernel's instructions; `1 <= rows <= MR`; the terms' operands and `c` can be accessed
-    /// as far as `rows`, `NR`, the strides and the depths reach.
+    /// The processor has the kernel's instructions and [`Kernel::begin`] was called; `1 <= rows <= MR`; the terms'
+    /// operands and `c` can be accessed as far as `rows`, `NR`, the strides and the depths reach.
     unsafe fn tile(rows: usize, terms: &[Term<Self::Element>], c: *mut f32, c_stride: usize, add: bool);
 }
 
@@ -131,6 +155,9 @@ impl Kernel for PortableF32 {
     const MR: usize = 4;
     const NR: usize = 16;
     const STEP: usize = 1;
+    const GRAIN: usize = 1;
+    const DEPTH: usize = 256;
+    const ROWS: usize = 48;
 
     unsafe fn tile(rows: usize, terms: &[Term<f32>], c: *mut f32, c_stride: usize, add: bool) {
         // SAFETY: the caller's promises are those of this kernel.
@@ -146,7 +173,7 @@ impl Kernel for PortableF32 {
     }
 }
 
-/// The arithmetic of [`Avx512Bf16`] on any processor, to check its packing and its shape. Slow.
+/// The arithmetic of [`super::avx512::Avx512Bf16`] on any processor, to check its packing and its shape. Slow.
 #[cfg_attr(not(test), allow(dead_code))]
 pub(super) struct PortableBf16;
 
@@ -155,6 +182,9 @@ impl Kernel for PortableBf16 {
     const MR: usize = 12;
     const NR: usize = 32;
     const STEP: usize = 2;
+    const GRAIN: usize = 2;
+    const DEPTH: usize = 384;
+    const ROWS: usize = 48;
 
     unsafe fn tile(rows: usize, terms: &[Term<bf16>], c: *mut f32, c_stride: usize, add: bool) {
         // SAFETY: the caller's promises are those of this kernel.
@@ -201,152 +231,15 @@ unsafe fn portable_tile<E: Element, const NR: usize, const STEP: usize>(
     }
 }
 
+/// Calls a kernel with its number of rows as a constant, so that its sums stay in registers.
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::{Avx2F32, Avx512Bf16};
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::*;
-
-    use half::bf16;
-
-    use super::{Kernel, Term};
-
-    /// Calls a kernel with its number of rows as a constant, so that its sums stay in registers.
-    macro_rules! by_rows {
-        ($rows:expr, $call:ident $args:tt, $($n:literal)*) => {
-            match $rows {
-                $($n => unsafe { $call::<$n> $args },)*
-                _ => unreachable!("a tile of {} rows", $rows),
-            }
-        };
-    }
-
-    /// `f32` with AVX2 and FMA: 6 x 16 sums in 12 registers.
-    pub(in super::super) struct Avx2F32;
-
-    impl Kernel for Avx2F32 {
-        type Element = f32;
-        const MR: usize = 6;
-        const NR: usize = 16;
-        const STEP: usize = 1;
-
-        unsafe fn tile(rows: usize, terms: &[Term<f32>], c: *mut f32, c_stride: usize, add: bool) {
-            // SAFETY: the caller promises the instructions and the operands.
-            by_rows!(rows, f32_tile(terms, c, c_stride, add), 1 2 3 4 5 6)
+macro_rules! by_rows {
+    ($rows:expr, $call:ident $args:tt, $($n:literal)*) => {
+        match $rows {
+            $($n => unsafe { $call::<$n> $args },)*
+            _ => unreachable!("a tile of {} rows", $rows),
         }
-    }
-
-    /// # Safety
-    /// As [`Kernel::tile`] with `ROWS` rows.
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn f32_tile<const ROWS: usize>(terms: &[Term<f32>], c: *mut f32, c_stride: usize, add: bool) {
-        let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
-        for term in terms {
-            let (mut a, mut b) = (term.a, term.b);
-            // Four steps at a time: the rows' addresses are then worked out once for all of them.
-            for _ in 0..term.depth / 4 {
-                // SAFETY: the caller promises `ROWS` rows of `a` and `depth * 16` elements of the panel.
-                unsafe {
-                    f32_steps::<ROWS, 4>(a, term.a_stride, b, &mut sums);
-                    a = a.add(4);
-                    b = b.add(4 * 16);
-                }
-            }
-            for _ in 0..term.depth % 4 {
-                // SAFETY: as above.
-                unsafe {
-                    f32_steps::<ROWS, 1>(a, term.a_stride, b, &mut sums);
-                    a = a.add(1);
-                    b = b.add(16);
-                }
-            }
-        }
-        for (i, sums) in sums.iter().enumerate() {
-            for (j, &sum) in sums.iter().enumerate() {
-                // SAFETY: the caller promises `ROWS` rows of 16 elements at `c`.
-                unsafe {
-                    let out = c.add(i * c_stride + 8 * j);
-                    let sum = if add { _mm256_add_ps(_mm256_loadu_ps(out), sum) } else { sum };
-                    _mm256_storeu_ps(out, sum);
-                }
-            }
-        }
-    }
-
-    /// Adds the products of `STEPS` steps along the depth.
-    ///
-    /// # Safety
-    /// The processor has the instructions; `a` has `ROWS` rows of `STEPS` elements and `b` `STEPS * 16`.
-    #[target_feature(enable = "avx2,fma")]
-    #[inline]
-    unsafe fn f32_steps<const ROWS: usize, const STEPS: usize>(
-        a: *const f32,
-        a_stride: usize,
-        b: *const f32,
-        sums: &mut [[__m256; 2]; ROWS],
-    ) {
-        for k in 0..STEPS {
-            // SAFETY: the caller promises the elements.
-            unsafe {
-                let (b0, b1) = (_mm256_loadu_ps(b.add(16 * k)), _mm256_loadu_ps(b.add(16 * k + 8)));
-                for (i, sums) in sums.iter_mut().enumerate() {
-                    let a = _mm256_broadcast_ss(&*a.add(i * a_stride + k));
-                    sums[0] = _mm256_fmadd_ps(a, b0, sums[0]);
-                    sums[1] = _mm256_fmadd_ps(a, b1, sums[1]);
-                }
-            }
-        }
-    }
-
-    /// `bf16` operands and `f32` sums with AVX-512's `vdpbf16ps`: 12 x 32 sums in 24 registers.
-    pub(in super::super) struct Avx512Bf16;
-
-    impl Kernel for Avx512Bf16 {
-        type Element = bf16;
-        const MR: usize = 12;
-        const NR: usize = 32;
-        const STEP: usize = 2;
-
-        unsafe fn tile(rows: usize, terms: &[Term<bf16>], c: *mut f32, c_stride: usize, add: bool) {
-            // SAFETY: the caller promises the instructions and the operands.
-            by_rows!(rows, bf16_tile(terms, c, c_stride, add), 1 2 3 4 5 6 7 8 9 10 11 12)
-        }
-    }
-
-    /// # Safety
-    /// As [`Kernel::tile`] with `ROWS` rows.
-    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn bf16_tile<const ROWS: usize>(terms: &[Term<bf16>], c: *mut f32, c_stride: usize, add: bool) {
-        let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
-        for term in terms {
-            let (mut a, mut b) = (term.a, term.b);
-            for _ in 0..term.depth / 2 {
-                // SAFETY: the caller promises `ROWS` rows of `a` and `depth * 32` elements of the panel; vectors of
-                // bf16 are plain bits, and a pair of them is read as one `i32` of any alignment.
-                unsafe {
-                    let b0: __m512bh = std::mem::transmute(_mm512_loadu_si512(b.cast()));
-                    let b1: __m512bh = std::mem::transmute(_mm512_loadu_si512(b.add(32).cast()));
-                    for (i, sums) in sums.iter_mut().enumerate() {
-                        let pair = a.add(i * term.a_stride).cast::<i32>().read_unaligned();
-                        let a: __m512bh = std::mem::transmute(_mm512_set1_epi32(pair));
-                        sums[0] = _mm512_dpbf16_ps(sums[0], a, b0);
-                        sums[1] = _mm512_dpbf16_ps(sums[1], a, b1);
-                    }
-                    a = a.add(2);
-                    b = b.add(64);
-                }
-            }
-        }
-        for (i, sums) in sums.iter().enumerate() {
-            for (j, &sum) in sums.iter().enumerate() {
-                // SAFETY: the caller promises `ROWS` rows of 32 elements at `c`.
-                unsafe {
-                    let out = c.add(i * c_stride + 16 * j);
-                    let sum = if add { _mm512_add_ps(_mm512_loadu_ps(out), sum) } else { sum };
-                    _mm512_storeu_ps(out, sum);
-                }
-            }
-        }
-    }
+    };
 }
+#[cfg(target_arch = "x86_64")]
+pub(super) use by_rows;

@@ -2,7 +2,12 @@
 //! results do not depend on the number of threads.
 
 mod activation;
+mod amx;
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod decode;
 mod dropout;
 mod elementwise;
@@ -102,13 +107,18 @@ impl CpuBackend {
     /// The processor, with the fastest kernels it has unless told otherwise.
     ///
     /// # Errors
-    /// When the kernel asked for needs instructions that this processor lacks.
+    /// When the kernel asked for needs instructions that this processor lacks or that the environment variable
+    /// `EYAS_MAX_CPU_ISA` (`portable`, `avx2`, `avx512`, `avx512_bf16`, `amx`) forbids, and when that names none.
     pub fn new(options: CpuOptions) -> Result<Self> {
+        simd::Isa::limit().map_err(|reason| Error::Device { device: "CPU".into(), reason })?;
         let matmul = options.matmul.unwrap_or_else(MatmulKernel::best);
         if !matmul.is_supported() {
             return Err(Error::Device {
                 device: "CPU".into(),
-                reason: format!("this processor lacks the instructions of the {matmul:?} kernel; use F32"),
+                reason: format!(
+                    "this processor lacks the instructions of the {matmul} kernel, or EYAS_MAX_CPU_ISA forbids them; \
+                     take f32"
+                ),
             });
         }
         Ok(Self { matmul, scratch: Scratch::default() })
@@ -427,11 +437,10 @@ impl Backend for CpuBackend {
         &self,
         tokens: usize,
         kind: Activation,
-        x: &CpuTensor,
         dy: &CpuTensor,
-        dx: &mut CpuTensor,
+        x: &mut CpuTensor,
     ) -> Result<()> {
-        activation::activation_backward(tokens, kind, x, dy, dx)
+        activation::activation_backward(tokens, kind, dy, x)
     }
 
     fn gather_targets(

@@ -11,15 +11,10 @@ use super::microkernel::{Element, Kernel, Term};
 use super::panel::{Source, pack, padded_depth, panels_len, staging_len};
 use super::scratch::{Buffer, Scratch};
 
-/// Depth packed at a time: a panel of it fits the first-level cache beside the rows it meets.
-const DEPTH: usize = 256;
-/// Rows that meet all panels of a block before the next ones do: their share of the depth stays in the second-level
-/// cache. A multiple of every kernel's tile.
-const ROWS: usize = 48;
 /// Most terms of one piece.
 const TERMS: usize = 8;
 /// Elements of the largest tile.
-const TILE: usize = 12 * 32;
+const TILE: usize = 32 * 32;
 
 /// A row-major matrix whose parts are written by several tasks at once.
 #[derive(Clone, Copy, Debug)]
@@ -152,8 +147,8 @@ pub(super) unsafe fn multiply_block<K: Kernel>(
     let longest =
         pieces.chunk_by(same_pass).map(|pass| pass.iter().map(|piece| piece.depth.len()).sum()).max();
     let mut panels =
-        scratch.take::<K::Element>(panels_len::<K>(longest.unwrap_or(0) + TERMS * K::STEP, cols.len()));
-    let mut staging = scratch.take::<f32>(staging_len::<K>(DEPTH, cols.len()));
+        scratch.take::<K::Element>(panels_len::<K>(longest.unwrap_or(0) + TERMS * K::GRAIN, cols.len()));
+    let mut staging = scratch.take::<f32>(staging_len::<K>(K::DEPTH, cols.len()));
     for pass in pieces.chunk_by(same_pass) {
         let mut used = 0;
         for piece in pass {
@@ -195,16 +190,16 @@ fn same_pass(a: &Piece, b: &Piece) -> bool {
     a.pass == b.pass
 }
 
-/// Cuts the depths into even pieces of at most [`DEPTH`], and lets short ones share a pass.
+/// Cuts the depths into even pieces of at most [`Kernel::DEPTH`], and lets short ones share a pass.
 fn pieces<K: Kernel>(factors: &[Factor<'_, K::Element>]) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = Vec::new();
     let (mut pass, mut terms, mut taken) = (0, 0, 0);
     for (factor, Factor { left, .. }) in factors.iter().enumerate() {
-        let count = left.depth.div_ceil(DEPTH).max(1);
+        let count = left.depth.div_ceil(K::DEPTH).max(1);
         let len = left.depth.div_ceil(count).next_multiple_of(32);
         for start in (0..left.depth).step_by(len) {
             let depth = start..(start + len).min(left.depth);
-            if terms == TERMS || (terms > 0 && taken + depth.len() > DEPTH + DEPTH / 4) {
+            if terms == TERMS || (terms > 0 && taken + depth.len() > K::DEPTH + K::DEPTH / 4) {
                 (pass, terms, taken) = (pass + 1, 0, 0);
             }
             terms += 1;
@@ -251,8 +246,11 @@ pub(super) unsafe fn multiply_panels<K: Kernel>(
     let empty = Term { a: std::ptr::null(), a_stride: 0, b: std::ptr::null(), depth: 0 };
     let mut terms = [empty; TERMS];
     let terms = &mut terms[..operands.len()];
-    for block in (0..rows).step_by(ROWS) {
-        let block = block..(block + ROWS).min(rows);
+    const { assert!(K::MR * K::NR <= TILE && K::ROWS.is_multiple_of(K::MR)) };
+    // SAFETY: the caller promises the instructions.
+    unsafe { K::begin() };
+    for block in (0..rows).step_by(K::ROWS) {
+        let block = block..(block + K::ROWS).min(rows);
         for (panel, col) in (0..cols).step_by(K::NR).enumerate() {
             let width = K::NR.min(cols - col);
             for (term, operand) in terms.iter_mut().zip(operands) {
@@ -286,4 +284,6 @@ pub(super) unsafe fn multiply_panels<K: Kernel>(
             }
         }
     }
+    // SAFETY: as at the beginning.
+    unsafe { K::end() };
 }

@@ -16,6 +16,7 @@ use super::dropout::Mask;
 use super::matvec;
 use super::microkernel::{Kernel, PortableF32};
 use super::scratch::Scratch;
+use super::simd::Level;
 use super::*;
 use crate::spec::{LoraSlot, check_shape};
 use backward::Backward;
@@ -143,19 +144,18 @@ fn updates<'a>(
 /// Calls a generic function with the kernel chosen for this processor.
 macro_rules! with_kernel {
     ($backend:expr, $function:ident ($($arg:expr),* $(,)?)) => {
-        match $backend.matmul {
+        match ($backend.matmul, Level::detect()) {
             #[cfg(target_arch = "x86_64")]
-            MatmulKernel::Bf16 => $function::<super::microkernel::Avx512Bf16>($($arg),*),
+            (MatmulKernel::AmxBf16, _) => $function::<super::amx::AmxBf16>($($arg),*),
             #[cfg(target_arch = "x86_64")]
-            MatmulKernel::F32 if has_avx2_fma() => $function::<super::microkernel::Avx2F32>($($arg),*),
+            (MatmulKernel::Bf16, _) => $function::<super::avx512::Avx512Bf16>($($arg),*),
+            #[cfg(target_arch = "x86_64")]
+            (MatmulKernel::F32, Level::Avx512) => $function::<super::avx512::Avx512F32>($($arg),*),
+            #[cfg(target_arch = "x86_64")]
+            (MatmulKernel::F32, Level::Avx2) => $function::<super::avx2::Avx2F32>($($arg),*),
             _ => $function::<PortableF32>($($arg),*),
         }
     };
-}
-
-#[cfg(target_arch = "x86_64")]
-fn has_avx2_fma() -> bool {
-    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
 }
 
 pub(super) fn project(

@@ -31,7 +31,10 @@ impl Scratch {
             // What it held is of no use: do not let it be copied.
             vec = Vec::with_capacity(words);
         }
-        vec.resize(words, 0.0);
+        // Never shortened, so that no length is filled twice.
+        if vec.len() < words {
+            vec.resize(words, 0.0);
+        }
         let start = vec.as_ptr().align_offset(ALIGN);
         Buffer { vec, start, len, pool: self, element: std::marker::PhantomData }
     }

@@ -1,6 +1,94 @@
 //! Which vector instructions the processor has, and functions compiled once for each.
 
-/// The instruction sets that kernels are compiled for, the best last.
+use std::sync::OnceLock;
+
+/// Instruction sets that code here is written for, each of which implies those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Isa {
+    /// What the target always has.
+    Portable,
+    /// AVX2, FMA and F16C.
+    Avx2,
+    /// AVX-512 F, VL, BW and DQ.
+    Avx512,
+    /// And its `bf16` dot product.
+    Avx512Bf16,
+    /// And the tiles of AMX, for `bf16`.
+    Amx,
+}
+
+/// The environment variable that bounds what is used.
+const LIMIT: &str = "EYAS_MAX_CPU_ISA";
+
+impl Isa {
+    const NAMES: [(&'static str, Self); 5] = [
+        ("portable", Self::Portable),
+        ("avx2", Self::Avx2),
+        ("avx512", Self::Avx512),
+        ("avx512_bf16", Self::Avx512Bf16),
+        ("amx", Self::Amx),
+    ];
+
+    /// Whether the processor has it, and the user lets it be used.
+    pub(super) fn is_usable(self) -> bool {
+        self <= Self::best()
+    }
+
+    /// The best that is usable; cheap, the answer is kept.
+    #[inline]
+    fn best() -> Self {
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        *BEST.get_or_init(|| Self::detect().min(Self::limit().unwrap_or(Self::Amx)))
+    }
+
+    /// What the user lets be used, by `EYAS_MAX_CPU_ISA`.
+    ///
+    /// # Errors
+    /// What is wrong with the variable.
+    pub(super) fn limit() -> Result<Self, String> {
+        match std::env::var(LIMIT) {
+            Err(_) => Ok(Self::Amx),
+            Ok(name) => Self::parse(&name),
+        }
+    }
+
+    fn parse(name: &str) -> Result<Self, String> {
+        let known = Self::NAMES.iter().find(|(known, _)| name.eq_ignore_ascii_case(known));
+        known.map(|&(_, isa)| isa).ok_or_else(|| {
+            let names = Self::NAMES.map(|(name, _)| name).join(", ");
+            format!("{LIMIT} is {name:?}; it may be one of {names}")
+        })
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn detect() -> Self {
+        Self::Portable
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn detect() -> Self {
+        let has_avx2 = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        let has_avx512 = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq");
+        if !has_avx2 {
+            Self::Portable
+        } else if !has_avx512 {
+            Self::Avx2
+        } else if !is_x86_feature_detected!("avx512bf16") {
+            Self::Avx512
+        } else if !super::amx::is_available() {
+            Self::Avx512Bf16
+        } else {
+            Self::Amx
+        }
+    }
+}
+
+/// The instruction sets that elementwise code is compiled for, the best last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Level {
     /// What the target always has.
@@ -14,23 +102,18 @@ pub(super) enum Level {
 }
 
 impl Level {
-    /// The best of this processor; cheap, the answer is kept.
+    /// The best of this processor.
     #[inline]
     pub(super) fn detect() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512vl")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512dq")
-            {
-                return Self::Avx512;
-            }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                return Self::Avx2;
-            }
+        match Isa::best() {
+            Isa::Portable => Self::Portable,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Self::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            _ => Self::Avx512,
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => Self::Portable,
         }
-        Self::Portable
     }
 }
 
@@ -134,6 +217,14 @@ mod tests {
         fn total(values: &[f32]) -> f32 {
             sum([values], |[x]| x)
         }
+    }
+
+    #[test]
+    fn the_limit_is_read_by_name() {
+        assert_eq!(Isa::parse("avx512"), Ok(Isa::Avx512));
+        assert_eq!(Isa::parse("AMX"), Ok(Isa::Amx));
+        assert!(Isa::parse("avx3").unwrap_err().contains("portable, avx2, avx512, avx512_bf16, amx"));
+        assert!(Isa::Portable.is_usable());
     }
 
     #[test]

@@ -139,15 +139,16 @@ impl CpuWeight {
             Elements::F16(values) => values[first..first + out.len()].convert_to_f32_slice(out),
             Elements::FourBit(four_bit) => {
                 let FourBit { weight, book } = &**four_bit;
-                let block_size = weight.block_size();
+                // A power of two: short reads are many, and a division takes as long as a vector of them.
+                let shift = weight.block_size().trailing_zeros();
                 let mut scales = [0.0; SCALES];
                 let (mut index, mut done) = (first, 0);
                 while done < out.len() {
-                    let block = index / block_size;
-                    let len = ((block + SCALES) * block_size - index).min(out.len() - done);
-                    let blocks = (index + len).div_ceil(block_size) - block;
+                    let block = index >> shift;
+                    let len = (((block + SCALES) << shift) - index).min(out.len() - done);
+                    let blocks = ((index + len - 1) >> shift) + 1 - block;
                     read_scales(weight.absmax(), block, &mut scales[..blocks]);
-                    book.decode(weight.packed(), index, block_size, &scales, &mut out[done..done + len]);
+                    book.decode(weight.packed(), index, shift, &scales, &mut out[done..done + len]);
                     index += len;
                     done += len;
                 }

@@ -39,7 +39,8 @@ KERNEL void activation(const elem *x, elem *y, u64 chunks, int f, int kind, int 
     }
 }
 
-KERNEL void activation_backward(const elem *x, const elem *dy, elem *dx, u64 chunks, int f, int kind, int vec) {
+// In place: x becomes its gradient.
+KERNEL void activation_backward(const elem *dy, elem *x, u64 chunks, int f, int kind, int vec) {
     const int row_chunks = (f + 7) / 8;
     for (u64 i = blockIdx.x * (u64)blockDim.x + threadIdx.x; i < chunks; i += (u64)gridDim.x * blockDim.x) {
         const u64 row = i / row_chunks;
@@ -57,11 +58,11 @@ KERNEL void activation_backward(const elem *x, const elem *dy, elem *dx, u64 chu
                 dup[j] = g[j] * v[j] * s;
                 v[j] = g[j] * up[j] * s * (1.0f + v[j] * (1.0f - s));
             }
-            store8(dx + start + f, col, f, vec, dup);
+            store8(x + start + f, col, f, vec, dup);
         } else {
 #pragma unroll
             for (int j = 0; j < 8; j++) v[j] = g[j] * (kind == GELU ? gelu_erf_slope(v[j]) : gelu_tanh_slope(v[j]));
         }
-        store8(dx + start, col, f, vec, v);
+        store8(x + start, col, f, vec, v);
     }
 }

@@ -6,23 +6,17 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Dot, Few};
+use super::{Dot, Few, check};
 use crate::cpu::decode::{Codebook, STEP};
+use crate::cpu::simd::Isa;
 
 /// Vectors of eight.
 pub(super) struct Avx2;
 
 impl Avx2 {
     pub fn is_supported() -> bool {
-        is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c")
+        Isa::Avx2.is_usable()
     }
-}
-
-/// Checks that `x` has `rows` rows of `depth` elements.
-fn check(x: Few<'_>, rows: usize, depth: usize) {
-    assert!((rows - 1) * x.stride + depth <= x.values.len(), "too few elements in x");
 }
 
 impl Dot for Avx2 {

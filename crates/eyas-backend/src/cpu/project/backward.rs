@@ -6,11 +6,12 @@ use rayon::prelude::*;
 
 use super::thin::{Thin, thin_products};
 use super::{Part, Update, blocks, row_tasks};
-use crate::cpu::dropout::Mask;
+use crate::cpu::dropout::{Kept, Mask};
 use crate::cpu::microkernel::{Element, Kernel};
 use crate::cpu::panel::{Source, padded_depth};
 use crate::cpu::product::{Factor, Left, Output, multiply_block};
 use crate::cpu::scratch::{Buffer, Scratch};
+use crate::cpu::tasks::in_order;
 
 /// Operands of the backward.
 pub(super) struct Backward<'a> {
@@ -94,16 +95,20 @@ impl Backward<'_> {
             Some((dx, add)) => (Output::new(dx, self.in_features), add),
             None => (Output::new(&mut [], 0), false),
         };
-        tasks.into_par_iter().with_max_len(1).for_each(|task| {
+        // Two products read the mask: it is drawn once for both.
+        let kept =
+            self.mask.filter(|_| self.rank > 0).map(|mask| mask.draw(scratch, self.tokens, self.in_features));
+        let kept = kept.as_ref();
+        in_order(&tasks, |task| {
             // SAFETY: the kernel was chosen for this processor; the tasks write disjoint blocks of `dx` and of the
             // gradients, whose slots do not overlap.
             unsafe {
-                match task {
+                match task.clone() {
                     Task::Input(cols, rows) => {
                         let dx = dx.at(rows.start, cols.start);
-                        self.input::<K>(&dy, &d_hidden_rows, rows, cols, dx, add);
+                        self.input::<K>(&dy, &d_hidden_rows, kept, rows, cols, dx, add);
                     }
-                    Task::A(cols) => self.grad_a::<K>(&d_hidden_t, cols, grads),
+                    Task::A(cols) => self.grad_a::<K>(&d_hidden_t, kept, cols, grads),
                     Task::B(p, cols) => self.grad_b::<K>(&hidden_t, p, cols, grads),
                 }
             }
@@ -118,6 +123,7 @@ impl Backward<'_> {
         &self,
         dy: &[Left<'_, K::Element>],
         d_hidden: &[Left<'_, K::Element>],
+        kept: Option<&Kept<'_>>,
         rows: Range<usize>,
         cols: Range<usize>,
         dx: Output<'_>,
@@ -138,7 +144,7 @@ impl Backward<'_> {
                 Some(Factor { left, right: Source::Matrix { values, stride: self.in_features, scale: 1.0 } })
             })
             .collect();
-        let Some(mask) = self.mask.filter(|_| !low_rank.is_empty()) else {
+        let Some(kept) = kept.filter(|_| !low_rank.is_empty()) else {
             factors.extend(low_rank);
             // SAFETY: the caller's promises.
             return unsafe { multiply_block::<K>(self.scratch, &factors, rows, cols, dx, add) };
@@ -151,7 +157,7 @@ impl Backward<'_> {
             let update = Output::new(&mut values, width);
             multiply_block::<K>(self.scratch, &low_rank, rows.clone(), cols.clone(), update, false);
             for (i, values) in values.chunks_exact(width).enumerate() {
-                mask.apply::<true>(rows.start + i, cols.start, values, dx.row(i, 0..width));
+                kept.apply::<true>(rows.start + i, cols.start, values, dx.row(i, 0..width));
             }
         }
     }
@@ -163,12 +169,13 @@ impl Backward<'_> {
     unsafe fn grad_a<K: Kernel>(
         &self,
         d_hidden: &Left<'_, K::Element>,
+        kept: Option<&Kept<'_>>,
         cols: Range<usize>,
         grads: Output<'_>,
     ) {
         let (values, stride) = (self.x, self.in_features);
-        let right = match self.mask {
-            Some(mask) => Source::Dropped { values, stride, mask },
+        let right = match kept {
+            Some(kept) => Source::Dropped { values, stride, kept },
             None => Source::Matrix { values, stride, scale: 1.0 },
         };
         let width = cols.len();

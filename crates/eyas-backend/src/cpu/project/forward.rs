@@ -1,7 +1,5 @@
 //! The forward product.
 
-use rayon::prelude::*;
-
 use super::thin::{Thin, thin_products};
 use super::{Part, Update, blocks, row_tasks};
 use crate::cpu::dropout::Mask;
@@ -10,6 +8,7 @@ use crate::cpu::microkernel::Kernel;
 use crate::cpu::panel::Source;
 use crate::cpu::product::{Factor, Left, Output, multiply_block};
 use crate::cpu::scratch::Scratch;
+use crate::cpu::tasks::in_order;
 
 /// Operands of the forward.
 pub(super) struct Forward<'a> {
@@ -40,7 +39,7 @@ impl Forward<'_> {
                         .zip(dropped.chunks_exact_mut(self.in_features))
                         .enumerate()
                     {
-                        mask.apply::<false>(t, 0, x, out);
+                        mask.apply(t, x, out);
                     }
                     &dropped
                 }
@@ -115,7 +114,8 @@ impl Forward<'_> {
             .flat_map(|(p, part)| blocks(part.out_features).map(move |cols| (p, cols)));
         let tasks = row_tasks(self.tokens, blocks.collect());
         let y = Output::new(y, self.out_features);
-        tasks.into_par_iter().with_max_len(1).for_each(|((p, cols), rows)| {
+        in_order(&tasks, |((p, cols), rows)| {
+            let p = *p;
             let part = &self.parts[p];
             let mut factors = vec![Factor { left: &x, right: Source::WeightTransposed(part.weight) }];
             if let (Some(update), Some(hidden)) = (&self.updates[p], &hidden[p]) {
@@ -128,7 +128,7 @@ impl Forward<'_> {
             unsafe {
                 multiply_block::<K>(self.scratch, &factors, rows.clone(), cols.clone(), y, self.add);
                 if let Some(bias) = part.bias {
-                    let bias = &bias.data()[cols];
+                    let bias = &bias.data()[cols.clone()];
                     for row in 0..rows.len() {
                         for (y, bias) in y.row(row, 0..bias.len()).iter_mut().zip(bias) {
                             *y += bias;

@@ -250,8 +250,12 @@ fn check<K: Kernel>(case: &Case, tolerance: f32) {
 macro_rules! with_f32 {
     ($function:ident($($arg:expr),*)) => {{
         #[cfg(target_arch = "x86_64")]
-        if has_avx2_fma() {
-            $function::<crate::cpu::microkernel::Avx2F32>($($arg),*);
+        if Level::Avx2 <= Level::detect() {
+            $function::<crate::cpu::avx2::Avx2F32>($($arg),*);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if Level::Avx512 <= Level::detect() {
+            $function::<crate::cpu::avx512::Avx512F32>($($arg),*);
         }
         $function::<PortableF32>($($arg),*);
     }};
@@ -314,24 +318,33 @@ fn every_storage_matches_the_reference() {
 fn bf16_arithmetic_matches_the_reference_within_its_rounding() {
     for case in awkward() {
         check::<PortableBf16>(&case, 2e-2);
+        check::<crate::cpu::amx::EmulatedAmx>(&case, 2e-2);
     }
 }
 
-#[test]
-fn the_bf16_kernel_matches_its_emulation() {
-    #[cfg(target_arch = "x86_64")]
-    if MatmulKernel::Bf16.is_supported() {
-        for case in awkward() {
-            let setup = Setup::new(&case);
-            let (got, expected) =
-                (setup.run::<crate::cpu::microkernel::Avx512Bf16>(), setup.run::<PortableBf16>());
-            close("y", &case, &got.y, &expected.y, 1e-3);
-            close("grads", &case, &got.grads, &expected.grads, 1e-3);
-            close("dx", &case, &got.dx, &expected.dx, 1e-3);
-        }
-        return;
+/// A kernel gives what its emulation gives, but for the order of sums.
+#[cfg(target_arch = "x86_64")]
+fn check_emulated<K: Kernel, E: Kernel>() {
+    for case in awkward() {
+        let setup = Setup::new(&case);
+        let (got, expected) = (setup.run::<K>(), setup.run::<E>());
+        close("y", &case, &got.y, &expected.y, 1e-3);
+        close("grads", &case, &got.grads, &expected.grads, 1e-3);
+        close("dx", &case, &got.dx, &expected.dx, 1e-3);
     }
-    eprintln!("skipped: this processor has no AVX-512 bf16 dot product");
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn kernels_match_their_emulations() {
+    use crate::cpu::amx::{AmxBf16, EmulatedAmx};
+    for kernel in [MatmulKernel::Bf16, MatmulKernel::AmxBf16] {
+        match kernel {
+            _ if !kernel.is_supported() => eprintln!("skipped: this processor has not the {kernel} kernel"),
+            MatmulKernel::AmxBf16 => check_emulated::<AmxBf16, EmulatedAmx>(),
+            _ => check_emulated::<crate::cpu::avx512::Avx512Bf16, PortableBf16>(),
+        }
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use crate::cpu::microkernel::Kernel;
 use crate::cpu::panel::{Layout, Source, pack, padded_depth, panels_len, staging_len};
 use crate::cpu::product::{Left, Operand, Output, multiply_panels};
 use crate::cpu::scratch::{Buffer, Scratch};
+use crate::cpu::tasks::in_order;
 
 /// Rows that a task computes.
 pub(super) const THIN_ROWS: usize = 48;
@@ -60,7 +61,7 @@ pub(super) fn thin_products<K: Kernel>(
         })
         .collect();
     let tasks: Vec<_> = (0..tokens).step_by(THIN_ROWS).collect();
-    tasks.into_par_iter().for_each(|start| {
+    in_order(&tasks, |&start| {
         let rows = start..(start + THIN_ROWS).min(tokens);
         let depth = thin[0].depth;
         let own = dropped.map(|(mask, x)| drop_rows::<K>(scratch, mask, x, rows.clone(), depth));
@@ -95,7 +96,7 @@ fn drop_rows<'a, K: Kernel>(
     let mut row_values = scratch.take::<f32>(padded);
     row_values[depth..].fill(0.0);
     for (row, out) in rows.zip(out.chunks_exact_mut(padded.max(1))) {
-        mask.apply::<false>(row, 0, &x[row * depth..][..depth], &mut row_values[..depth]);
+        mask.apply(row, &x[row * depth..][..depth], &mut row_values[..depth]);
         K::Element::narrow_row(&row_values, out);
     }
     out

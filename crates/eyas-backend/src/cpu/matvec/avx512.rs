@@ -1,0 +1,284 @@
+//! The inner loops with AVX-512.
+//!
+//! Sixteen 4-bit codes are looked up by one permutation of the sixteen levels. A group of codes is read as sixteen
+//! 32-bit words and shifted by four bits at a time, so a vector holds one code of each word; the columns of `x` are
+//! put in that order beforehand.
+
+use std::arch::x86_64::*;
+
+use half::{bf16, f16};
+
+use super::{Dot, Few, check};
+use crate::cpu::decode::{Codebook, STEP};
+use crate::cpu::simd::Isa;
+
+/// Vectors of sixteen.
+pub(super) struct Avx512;
+
+impl Avx512 {
+    pub fn is_supported() -> bool {
+        Isa::Avx512.is_usable()
+    }
+}
+
+/// Codes in sixteen words.
+pub(super) const GROUP: usize = 128;
+
+/// Column of each element of a group: vector `j` holds code `j` of every word, counted in nibbles from the lowest; the
+/// first code of a byte is its high nibble.
+const GROUP_ORDER: [usize; GROUP] = {
+    let mut order = [0; GROUP];
+    let mut i = 0;
+    while i < GROUP {
+        let (nibble, word) = (i / 16, i % 16);
+        order[i] = 8 * word + (nibble ^ 1);
+        i += 1;
+    }
+    order
+};
+
+/// The low halves of sixteen words of two, then the high ones.
+const PAIR_ORDER: [usize; 32] = {
+    let mut order = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        order[i] = i % 16 * 2 + i / 16;
+        i += 1;
+    }
+    order
+};
+
+impl Dot for Avx512 {
+    const FOUR_BIT_ORDER: &'static [usize] = &GROUP_ORDER;
+    const BF16_ORDER: &'static [usize] = &PAIR_ORDER;
+    const FOUR_BIT_STEP: usize = STEP;
+
+    fn f32<const T: usize>(row: &[f32], x: Few<'_>) -> [f32; T] {
+        check(x, T, row.len());
+        // SAFETY: this type is used only where the processor has the instructions; `x` is checked above.
+        unsafe { dot_f32::<T>(row, x) }
+    }
+
+    fn f16<const T: usize>(row: &[f16], x: Few<'_>) -> [f32; T] {
+        check(x, T, row.len());
+        // SAFETY: as above.
+        unsafe { dot_f16::<T>(row, x) }
+    }
+
+    fn bf16<const T: usize>(row: &[bf16], x: Few<'_>) -> [f32; T] {
+        check(x, T, row.len());
+        // SAFETY: as above.
+        unsafe { dot_bf16::<T>(row, x) }
+    }
+
+    fn four_bit<const T: usize>(
+        book: &Codebook,
+        codes: &[u8],
+        first: usize,
+        shift: u32,
+        scales: &[f32],
+        x: Few<'_>,
+    ) -> [f32; T] {
+        let depth = codes.len() * 2;
+        check(x, T, depth.next_multiple_of(GROUP));
+        assert!(depth.is_multiple_of(STEP));
+        assert!(depth == 0 || (first + depth - 1) >> shift < scales.len(), "too few scales");
+        // SAFETY: as above, and there is a scale for every code.
+        unsafe { dot_four_bit::<T>(book, codes, first, shift, scales, x) }
+    }
+}
+
+/// The first `n` lanes.
+fn lanes(n: usize) -> u16 {
+    if n >= 16 { u16::MAX } else { (1 << n) - 1 }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn totals<const T: usize>(sums: [__m512; T]) -> [f32; T] {
+    let mut out = [0.0; T];
+    for t in 0..T {
+        out[t] = _mm512_reduce_add_ps(sums[t]);
+    }
+    out
+}
+
+/// # Safety
+/// The processor has the instructions; `x` has `T` rows as long as `row`.
+#[target_feature(enable = "avx512f")]
+unsafe fn dot_f32<const T: usize>(row: &[f32], x: Few<'_>) -> [f32; T] {
+    let mut sums = [_mm512_setzero_ps(); T];
+    let mut done = 0;
+    while done < row.len() {
+        let mask = lanes(row.len() - done);
+        // SAFETY: the lanes read lie inside the row and every row of `x`.
+        unsafe {
+            let weights = _mm512_maskz_loadu_ps(mask, row.as_ptr().add(done));
+            for (t, sum) in sums.iter_mut().enumerate() {
+                let x = _mm512_maskz_loadu_ps(mask, x.values.as_ptr().add(t * x.stride + done));
+                *sum = _mm512_fmadd_ps(weights, x, *sum);
+            }
+        }
+        done += 16;
+    }
+    totals(sums)
+}
+
+/// # Safety
+/// As [`dot_f32`].
+#[target_feature(enable = "avx512f,avx512vl,avx512bw")]
+unsafe fn dot_f16<const T: usize>(row: &[f16], x: Few<'_>) -> [f32; T] {
+    let mut sums = [_mm512_setzero_ps(); T];
+    let mut done = 0;
+    while done < row.len() {
+        let mask = lanes(row.len() - done);
+        // SAFETY: the lanes read lie inside the row and every row of `x`.
+        unsafe {
+            let weights = _mm256_maskz_loadu_epi16(mask, row.as_ptr().add(done).cast());
+            let weights = _mm512_cvtph_ps(weights);
+            for (t, sum) in sums.iter_mut().enumerate() {
+                let x = _mm512_maskz_loadu_ps(mask, x.values.as_ptr().add(t * x.stride + done));
+                *sum = _mm512_fmadd_ps(weights, x, *sum);
+            }
+        }
+        done += 16;
+    }
+    totals(sums)
+}
+
+/// # Safety
+/// As [`dot_f32`]; the columns of `x` are in [`Dot::BF16_ORDER`].
+#[target_feature(enable = "avx512f,avx512vl,avx512bw")]
+unsafe fn dot_bf16<const T: usize>(row: &[bf16], x: Few<'_>) -> [f32; T] {
+    let mut sums = [[_mm512_setzero_ps(); 2]; T];
+    let high = _mm512_set1_epi32(0xFFFF_0000_u32 as i32);
+    let whole = row.len() / 32 * 32;
+    for done in (0..whole).step_by(32) {
+        // SAFETY: 32 elements from `done` lie inside the row and every row of `x`.
+        unsafe {
+            let pairs = _mm512_loadu_si512(row.as_ptr().add(done).cast());
+            let even = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs));
+            let odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, high));
+            for (t, sums) in sums.iter_mut().enumerate() {
+                let x = x.values.as_ptr().add(t * x.stride + done);
+                sums[0] = _mm512_fmadd_ps(even, _mm512_loadu_ps(x), sums[0]);
+                sums[1] = _mm512_fmadd_ps(odd, _mm512_loadu_ps(x.add(16)), sums[1]);
+            }
+        }
+    }
+    // What is left lies in order.
+    let mut done = whole;
+    while done < row.len() {
+        let mask = lanes(row.len() - done);
+        // SAFETY: the lanes read lie inside the row and every row of `x`.
+        unsafe {
+            let weights = _mm256_maskz_loadu_epi16(mask, row.as_ptr().add(done).cast());
+            let weights = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(weights));
+            for (t, sums) in sums.iter_mut().enumerate() {
+                let x = _mm512_maskz_loadu_ps(mask, x.values.as_ptr().add(t * x.stride + done));
+                sums[0] = _mm512_fmadd_ps(_mm512_castsi512_ps(weights), x, sums[0]);
+            }
+        }
+        done += 16;
+    }
+    let mut both = [_mm512_setzero_ps(); T];
+    for t in 0..T {
+        both[t] = _mm512_add_ps(sums[t][0], sums[t][1]);
+    }
+    totals(both)
+}
+
+/// # Safety
+/// The processor has the instructions; `codes` are a whole number of steps; `x` has `T` rows as long as them, in
+/// [`Dot::FOUR_BIT_ORDER`] and filled up with zeros to whole groups; every code has its scale.
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
+unsafe fn dot_four_bit<const T: usize>(
+    book: &Codebook,
+    codes: &[u8],
+    first: usize,
+    shift: u32,
+    scales: &[f32],
+    x: Few<'_>,
+) -> [f32; T] {
+    // SAFETY: there are sixteen levels.
+    let levels = unsafe { _mm512_loadu_ps(book.levels.as_ptr()) };
+    let depth = codes.len() * 2;
+    let mut sums = [_mm512_setzero_ps(); T];
+    for start in (0..depth).step_by(GROUP) {
+        let present = lanes((depth - start) / 8);
+        // SAFETY: the words read lie inside the codes; scales exist up to that of the last code; `x` has whole groups.
+        unsafe {
+            let mut words = _mm512_maskz_loadu_epi32(present, codes.as_ptr().add(start / 2).cast());
+            let mut partial = [_mm512_setzero_ps(); T];
+            for nibble in 0..8 {
+                // The permutation looks at the low four bits of a lane.
+                let weights = _mm512_permutexvar_ps(words, levels);
+                words = _mm512_srli_epi32::<4>(words);
+                for (t, partial) in partial.iter_mut().enumerate() {
+                    let x = x.values.as_ptr().add(t * x.stride + start + 16 * nibble);
+                    *partial = _mm512_fmadd_ps(weights, _mm512_loadu_ps(x), *partial);
+                }
+            }
+            // A scale holds for at least 32 codes, a quarter of the lanes.
+            let scale = |quarter: usize| {
+                let last = (start + quarter * STEP).min(depth - STEP);
+                _mm_load_ss(scales.as_ptr().add((first + last) >> shift))
+            };
+            let mut by_lane = _mm512_broadcastss_ps(scale(0));
+            if shift == 5 || !first.is_multiple_of(64) {
+                by_lane = _mm512_mask_broadcastss_ps(by_lane, 0x00F0, scale(1));
+                by_lane = _mm512_mask_broadcastss_ps(by_lane, 0x0F00, scale(2));
+                by_lane = _mm512_mask_broadcastss_ps(by_lane, 0xF000, scale(3));
+            } else {
+                by_lane = _mm512_mask_broadcastss_ps(by_lane, 0xFF00, scale(2));
+            }
+            for t in 0..T {
+                sums[t] = _mm512_fmadd_ps(partial[t], by_lane, sums[t]);
+            }
+        }
+    }
+    totals(sums)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::matvec::reorder;
+
+    /// The loop over a group as the instructions do it, lane by lane.
+    #[test]
+    fn each_lane_meets_its_column() {
+        let depth = 160;
+        let codes: Vec<u8> = (0..depth / 2).map(|i| (i * 73 + 11) as u8).collect();
+        let x: Vec<f32> = (0..depth).map(|i| i as f32 + 1.0).collect();
+        let mut ordered = vec![f32::NAN; 2 * GROUP];
+        reorder(&x, depth, &GROUP_ORDER, 2 * GROUP, &mut ordered);
+        let mut seen = vec![0; depth];
+        for start in [0, GROUP] {
+            for word in 0..16.min((depth - start) / 8) {
+                let bytes = codes[start / 2 + 4 * word..][..4].try_into().unwrap();
+                for nibble in 0..8 {
+                    let code = (u32::from_le_bytes(bytes) >> (4 * nibble) & 15) as u8;
+                    let column = ordered[start + 16 * nibble + word] as usize - 1;
+                    let byte = codes[column / 2];
+                    assert_eq!(code, if column.is_multiple_of(2) { byte >> 4 } else { byte & 15 });
+                    assert_eq!(column / STEP, (start + 8 * word) / STEP, "a lane's scale is another's");
+                    seen[column] += 1;
+                }
+            }
+        }
+        assert!(seen.iter().all(|&n| n == 1));
+        assert_eq!(ordered.iter().filter(|&&x| x == 0.0).count(), 2 * GROUP - depth);
+    }
+
+    #[test]
+    fn halves_of_words_meet_their_columns() {
+        let x: Vec<f32> = (0..40).map(|i| i as f32).collect();
+        let mut ordered = vec![0.0; 40];
+        reorder(&x, 40, &PAIR_ORDER, 40, &mut ordered);
+        for i in 0..16 {
+            assert_eq!((ordered[i], ordered[16 + i]), (2.0 * i as f32, 2.0 * i as f32 + 1.0));
+        }
+        assert_eq!(ordered[32..], x[32..]);
+    }
+}
