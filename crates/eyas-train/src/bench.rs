@@ -9,7 +9,7 @@ use eyas_model::{LoraLayout, Model};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::engine::Engine;
+use crate::engine::{Engine, Update};
 use crate::plan::{Shape, TrainingPlan};
 use crate::recipe::{MemoryBudget, Recipe};
 use crate::{Error, Result};
@@ -140,16 +140,16 @@ pub fn train<B: Backend>(
         }
         let begun = Instant::now();
         let Some(measured) = engine.accumulate(step, micro, training, stop, |_| {})? else { break };
-        engine.update(training, training.learning_rate)?;
+        let update = engine.update(measured, training, training.learning_rate)?;
         backend.synchronize()?;
         let loss = measured.loss;
-        if !loss.is_finite() {
-            return Err(Error::NotFinite {
-                step: index as u64 + 1,
-                what: "loss",
-                value: loss,
-                advice: "the benchmark's random weights gave it".into(),
-            });
+        let broken = [
+            ("loss", loss, !loss.is_finite()),
+            ("gradient's norm", measured.grad_norm, update == Update::Impossible),
+        ];
+        if let Some((what, value, _)) = broken.into_iter().find(|(.., broken)| *broken) {
+            let advice = "the benchmark's random weights gave it".into();
+            return Err(Error::NotFinite { step: index as u64 + 1, what, value, advice });
         }
         losses.push(loss);
         micro += step.len() as u32;

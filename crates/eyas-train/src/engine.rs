@@ -34,6 +34,21 @@ pub struct Measured {
     pub grad_norm: f32,
 }
 
+/// What became of a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[must_use]
+pub enum Update {
+    /// It was taken.
+    Taken,
+    /// A gradient overflowed half precision: the loss is scaled by less from now on.
+    LeftOut {
+        /// By how much.
+        loss_scale: f32,
+    },
+    /// A gradient is not finite, and it is not the scale's fault.
+    Impossible,
+}
+
 impl<'a, B: Backend> Engine<'a, B> {
     /// Allocates all that steps of this plan need.
     ///
@@ -115,23 +130,23 @@ impl<'a, B: Backend> Engine<'a, B> {
         Ok(Some(Measured { loss: self.read_loss()? * scale, grad_norm }))
     }
 
-    /// Takes the step that [`Engine::accumulate`] measured.
+    /// Takes the step that [`Engine::accumulate`] measured. Where its gradient is not finite nothing changes but the
+    /// loss's scale, if there is one.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn update(&mut self, training: &Training, learning_rate: f64) -> Result<()> {
+    pub fn update(&mut self, measured: Measured, training: &Training, learning_rate: f64) -> Result<Update> {
+        if !measured.grad_norm.is_finite() {
+            let backed_off = self.loss_scale.as_mut().is_some_and(LossScale::back_off);
+            let loss_scale = self.loss_factor();
+            return Ok(if backed_off { Update::LeftOut { loss_scale } } else { Update::Impossible });
+        }
         let factor = self.loss_factor();
         self.optimizer.step(self.backend, training, learning_rate, factor)?;
         if let Some(scale) = &mut self.loss_scale {
             scale.taken();
         }
-        Ok(())
-    }
-
-    /// Leaves out the step that [`Engine::accumulate`] measured, because its gradient is not finite: the loss is scaled
-    /// by less from now on. False where that cannot help.
-    pub fn back_off(&mut self) -> bool {
-        self.loss_scale.as_mut().is_some_and(LossScale::back_off)
+        Ok(Update::Taken)
     }
 
     /// What the loss is multiplied by before the backward.

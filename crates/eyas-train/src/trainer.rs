@@ -12,7 +12,7 @@ use eyas_model::{LoraAdapter, LoraLayout, Model};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::{self, Contents, ExtraFile, Progress, TRAINER_STATE_FILE};
-use crate::engine::{Engine, Measured};
+use crate::engine::{Engine, Measured, Update};
 use crate::events::{Ending, Evaluation, Event, Observer, Outcome, StepReport, Summary};
 use crate::optimizer::OptimizerState;
 use crate::plan::{Shape, TrainingPlan};
@@ -235,21 +235,19 @@ impl<'a, B: Backend> Trainer<'a, B> {
             stop,
             |done| observer.event(&Event::MicroBatch { done, of }),
         )?;
-        let Some(Measured { loss, grad_norm }) = measured else { return Ok(false) };
+        let Some(measured) = measured else { return Ok(false) };
+        let Measured { loss, grad_norm } = measured;
         if !loss.is_finite() {
             return Err(self.not_finite("loss", loss));
         }
         let learning_rate = self.schedule.rate(self.progress.updates());
-        if grad_norm.is_finite() {
-            self.engine.update(training, learning_rate)?;
-        } else if self.engine.back_off() {
-            let scale = self.engine.loss_scale.map_or(1.0, |scale| scale.scale);
-            observer.event(&Event::Warning(&format!(
-                "step {} is left out: a gradient overflowed float16. The loss is scaled by {scale} from now on",
+        match self.engine.update(measured, training, learning_rate)? {
+            Update::Taken => {}
+            Update::LeftOut { loss_scale } => observer.event(&Event::Warning(&format!(
+                "step {} is left out: a gradient overflowed float16. The loss is scaled by {loss_scale} from now on",
                 self.progress.global_step + 1
-            )));
-        } else {
-            return Err(self.not_finite("gradient's norm", grad_norm));
+            ))),
+            Update::Impossible => return Err(self.not_finite("gradient's norm", grad_norm)),
         }
         let seconds = begun.elapsed().as_secs_f64();
 

@@ -8,6 +8,7 @@ use common::*;
 use eyas_checkpoint::Checkpoint;
 use eyas_model::adapter::matrices;
 use eyas_model::{LoraAdapter, MemoryPlan, Retain};
+use eyas_train::engine::Update;
 use eyas_train::recipe::Training;
 use eyas_train::{Engine, Schedule};
 use serde::Deserialize;
@@ -108,7 +109,7 @@ fn check(name: &str, nf4: bool) {
             off < 1e-4 + expected.rounding_spread.grad_norm,
             "{name}, step {step}: norm {norm} is off by {off}"
         );
-        engine.update(&training, rate).unwrap();
+        assert_eq!(engine.update(measured, &training, rate).unwrap(), Update::Taken);
     }
     let params = engine.optimizer.download_params(&backend).unwrap();
     let trained = Checkpoint::open(fixture(name).join(trained)).unwrap();

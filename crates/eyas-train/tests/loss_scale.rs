@@ -9,6 +9,7 @@ use eyas_backend::{CpuBackend, FlatBatch};
 use eyas_model::{LoraLayout, MemoryPlan, Model, Retain};
 use eyas_train::Engine;
 use eyas_train::checkpoint::Progress;
+use eyas_train::engine::{Measured, Update};
 use eyas_train::loss_scale::LossScale;
 use eyas_train::recipe::Training;
 
@@ -43,9 +44,10 @@ fn a_scaled_loss_gives_the_same_bits() {
         let training = Training { max_grad_norm: 0.3, weight_decay: 0.01, ..Training::default() };
         let measured: Vec<_> = (0..3)
             .map(|step| {
-                let measured = engine.accumulate(&batches, step, &training, &false.into(), |_| {}).unwrap();
-                engine.update(&training, 1e-3).unwrap();
-                measured.unwrap()
+                let measured =
+                    engine.accumulate(&batches, step, &training, &false.into(), |_| {}).unwrap().unwrap();
+                assert_eq!(engine.update(measured, &training, 1e-3).unwrap(), Update::Taken);
+                measured
             })
             .collect();
         (measured, engine.optimizer.download_params(&backend).unwrap())
@@ -67,19 +69,32 @@ fn an_overflow_leaves_the_step_out_and_halves_the_scale() {
         let measured =
             engine.accumulate(&[micro_batch()], 0, &training, &false.into(), |_| {}).unwrap().unwrap();
         assert!(measured.loss.is_finite());
+        let update = engine.update(measured, &training, 1e-3).unwrap();
         if measured.grad_norm.is_finite() {
+            assert_eq!(update, Update::Taken);
             break;
         }
-        assert!(engine.back_off());
         skipped += 1;
+        assert_eq!(update, Update::LeftOut { loss_scale: 2f32.powi(127 - skipped as i32) });
         assert_eq!(engine.optimizer.state(&backend).unwrap(), before);
     }
     let scale = engine.loss_scale.unwrap();
     assert!(skipped > 0, "nothing overflowed");
-    assert_eq!((scale.skipped, scale.scale), (skipped, 2f32.powi(127 - skipped as i32)));
-    engine.update(&training, 1e-3).unwrap();
+    assert_eq!((scale.skipped, scale.scale, scale.good_steps), (skipped, 2f32.powi(127 - skipped as i32), 1));
     assert_eq!(engine.optimizer.state(&backend).unwrap().step, 1);
-    assert_eq!(engine.loss_scale.unwrap().good_steps, 1);
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_for_another_reason_is_told() {
+    let backend = backend();
+    let model = load(&backend, "llama2", None);
+    let broken = Measured { loss: 1.0, grad_norm: f32::NAN };
+    for scale in [None, scaled(1.0)] {
+        let mut engine = engine(&backend, &model);
+        engine.loss_scale = scale;
+        assert_eq!(engine.update(broken, &Training::default(), 1e-3).unwrap(), Update::Impossible);
+        assert_eq!((engine.loss_scale, engine.optimizer.state(&backend).unwrap().step), (scale, 0));
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use common::*;
 use eyas_backend::FlatBatch;
 use eyas_model::{LoraLayout, MemoryPlan, Retain};
 use eyas_train::Engine;
+use eyas_train::engine::Update;
 use eyas_train::recipe::Training;
 
 #[test]
@@ -37,7 +38,7 @@ fn inputs_in_host_memory_change_no_bit() {
         for step in 0..2 {
             let first = step * batches.len() as u32;
             let told = engine.accumulate(&batches, first, &training, &false.into(), |_| {}).unwrap().unwrap();
-            engine.update(&training, 1e-2).unwrap();
+            assert_eq!(engine.update(told, &training, 1e-2).unwrap(), Update::Taken);
             // A forward that no backward follows.
             let loss = engine.evaluate(&batches[..2], &false.into(), |_| {}).unwrap().unwrap();
             measured.push((told.loss.to_bits(), told.grad_norm.to_bits(), loss.to_bits()));
