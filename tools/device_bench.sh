@@ -1,29 +1,87 @@
 #!/bin/sh
-# Builds the checks and timings that need a card into .device/, to be carried to a machine that has one and no compiler:
+# Everything that needs a card, for a machine that has one and perhaps neither compiler nor network.
 #
-#     tools/device_bench.sh          # here: builds and strips
-#     .device/run.sh [falcon|llama|all] [tokens]   # there: parity first, then timings; logs under ${OUT:-.device}
+#     tools/device_bench.sh build        here: builds and strips into .device/, which is then carried over
+#     .device/run.sh check               there: every operation against its reference, and the card's own tests
+#     .device/run.sh speed               there: the table of the documentation, one line of JSON each, in speed.jsonl
+#     .device/run.sh lasts MODEL ROWS    there: time to the first step, equal bits twice and across a kill
+#
+# Logs go to ${OUT:-.device}.
 set -eu
 cd "$(dirname "$0")/.."
 mkdir -p .device
-profile=${PROFILE:-release}
-build() { cargo "$@" --profile "$profile" -p eyas-cuda --message-format=json | grep -o '"executable":"[^"]*"' | cut -d'"' -f4; }
-for executable in $(build test --no-run --test card) $(build build --example ops); do
-    name=$(basename "$executable" | sed 's/-[0-9a-f]*$//')
-    cp "$executable" ".device/$name"
-    strip ".device/$name"
-done
+if [ "${1:-build}" = build ]; then
+    cargo build --release -p eyas
+    test=$(cargo test --release -p eyas-cuda --test card --no-run --message-format=json |
+        grep -o '"executable":"[^"]*"' | cut -d'"' -f4)
+    strip -o .device/card "$test"
+    strip -o .device/eyas "${CARGO_TARGET_DIR:-target}/release/eyas"
+fi
 cat > .device/run.sh <<'RUN'
-#!/bin/sh
-here=$(dirname "$0")
+#!/bin/bash
+here=$(cd "$(dirname "$0")" && pwd)
 out=${OUT:-$here}
-"$here/card" --test-threads=1 --nocapture >"$out/parity.log" 2>&1
-parity=$?
-grep -v '^note:\|stack backtrace\|^ *[0-9]*: \|^  *at ' "$out/parity.log" | tail -c 5000
-"$here/ops" "$@" >"$out/ops.log" 2>&1
-ops=$?
-tail -c 6500 "$out/ops.log"
-exit $((parity + ops))
+eyas=$here/eyas
+
+check() {
+    "$eyas" doctor --device cuda && "$here/card" --test-threads=1 --nocapture >"$out/card.log" 2>&1
+    local code=$?
+    grep -E '^test |rows pass|test result' "$out/card.log"
+    return $code
+}
+
+# Shape, batch, length, steps, further arguments.
+bench() {
+    local shape=$1 batch=$2 length=$3 steps=$4
+    shift 4
+    "$eyas" bench train --device cuda --shape "$shape" --batch "$batch" --length "$length" --steps "$steps" "$@" \
+        >>"$out/speed.txt" || return
+    "$eyas" bench train --device cuda --shape "$shape" --batch "$batch" --length "$length" --steps "$steps" "$@" \
+        --json | tee -a "$out/speed.jsonl" | python3 -c '
+import json, sys
+for line in sys.stdin:
+    b = json.loads(line)
+    print("%-11s %2d x %4d%s %7.0f tokens/s %5.1f %% of the limit, %6.2f GB (predicted %6.2f), %2d blocks kept" % (
+        b["shape"], b["batch"], b["length"], "~" if b["lognormal"] else " ", b["tokens_per_second"],
+        100 * b["share_of_limit"], b["peak_bytes"] / 1e9, b["predicted_bytes"] / 1e9, b["kept_blocks"]))'
+}
+
+speed() {
+    bench falcon-7b 16 1024 6
+    bench falcon-7b 1 512 20
+    bench falcon-7b 16 256 10
+    bench llama-3-8b 8 1024 6
+    bench llama-3-8b 16 1024 4 --gpu-memory 10.5GB --set optim=paged_adamw_8bit
+    # The published run: 64 conversations a step; 320 of them take 320 times the mean.
+    bench falcon-7b 64 240 40 --lognormal
+}
+
+lasts() {
+    local model=$1 rows=$2
+    local common=("$eyas" train mental-health --device cuda --model "$model" --dataset "$rows"
+        --set target_modules=all-linear --set eval_share=0 --set per_device_train_batch_size=4
+        --set gradient_accumulation_steps=1 --set optim=adamw_torch)
+    cd "$(mktemp -d)" || return
+    local begun=$(date +%s.%N)
+    "${common[@]}" --output first --set max_steps=1 --set save_steps=0 2>&1 | while IFS= read -r line; do
+        case $line in "step 1/"*) echo "first step finished $(echo "$(date +%s.%N) - $begun" | bc) s after the start" ;; esac
+    done
+    for run in one two; do
+        "${common[@]}" --output $run --set max_steps=12 --set save_steps=4 >$run.log 2>&1
+    done
+    "${common[@]}" --output killed --set max_steps=12 --set save_steps=4 >killed.log 2>&1 &
+    local pid=$!
+    while [ ! -d killed/checkpoint-4 ] && kill -0 $pid; do sleep 0.05; done
+    kill -9 $pid
+    wait $pid
+    "${common[@]}" --output killed --set max_steps=12 --set save_steps=4 --resume >resumed.log 2>&1
+    grep -h "going on" resumed.log
+    sha256sum {one,two,killed}/adapter_model.safetensors
+    [ "$(sha256sum {one,two,killed}/adapter_model.safetensors | cut -d' ' -f1 | sort -u | wc -l)" = 1 ] &&
+        echo "the same bits twice, and across a kill"
+}
+
+"$@"
 RUN
 chmod +x .device/run.sh
 ls -l .device
