@@ -62,9 +62,9 @@ lasts() {
         --set target_modules=all-linear --set eval_share=0 --set per_device_train_batch_size=4
         --set gradient_accumulation_steps=1 --set optim=adamw_torch)
     cd "$(mktemp -d)" || return
-    local begun=$(date +%s.%N)
+    local begun=$(date +%s%N)
     "${common[@]}" --output first --set max_steps=1 --set save_steps=0 2>&1 | while IFS= read -r line; do
-        case $line in "step 1/"*) echo "first step finished $(echo "$(date +%s.%N) - $begun" | bc) s after the start" ;; esac
+        case $line in "step 1/"*) echo "first step finished $((($(date +%s%N) - begun) / 1000000)) ms after the start" ;; esac
     done
     for run in one two; do
         "${common[@]}" --output $run --set max_steps=12 --set save_steps=4 >$run.log 2>&1
