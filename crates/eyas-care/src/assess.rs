@@ -153,7 +153,7 @@ fn read(detector: &Detector, text: &str, in_context: bool) -> BTreeMap<Option<Ca
     let mut tokens = detector.spelling.read(text);
     mask_idioms(detector, &mut tokens);
     let reader = Reader::new(detector, &tokens);
-    let mut found: BTreeMap<Option<Category>, Evidence> = BTreeMap::new();
+    let mut matches = Vec::new();
     for rule in &detector.rules {
         if rule.needs_context && !in_context {
             continue;
@@ -168,28 +168,37 @@ fn read(detector: &Detector, text: &str, in_context: bool) -> BTreeMap<Option<Ca
                 }
             }
             let category = (!rule.needs_context).then_some(category);
-            found.entry(category).or_default().add(&rule.name, weight, &lowered);
+            matches.push(Match { rule: &rule.name, category, span, weight, lowered });
         }
     }
-    for evidence in found.values_mut() {
-        keep_strongest(evidence);
-    }
-    found
+    independent(matches)
 }
 
-/// One entry for each rule: the strongest, whatever lowered the others.
-fn keep_strongest(evidence: &mut Evidence) {
-    let mut best: BTreeMap<String, (String, (f32, bool))> = BTreeMap::new();
-    for (name, value) in std::mem::take(&mut evidence.rules) {
-        let rule = name.split(" (").next().unwrap_or(&name).to_owned();
-        match best.get(&rule) {
-            Some((_, (weight, _))) if *weight >= value.0 => {}
-            _ => {
-                best.insert(rule, (name, value));
-            }
+/// A rule at a place, lowered by its circumstances.
+struct Match<'a> {
+    rule: &'a str,
+    category: Option<Category>,
+    span: Span,
+    weight: f32,
+    lowered: Vec<&'a str>,
+}
+
+/// Words count once in a category, for the strongest rule that uses them, and so does a rule.
+fn independent(mut matches: Vec<Match<'_>>) -> BTreeMap<Option<Category>, Evidence> {
+    matches.sort_by(|a, b| b.weight.total_cmp(&a.weight).then(a.span.start.cmp(&b.span.start)));
+    let mut used: Vec<(Option<Category>, Span, &str)> = Vec::new();
+    let mut found: BTreeMap<Option<Category>, Evidence> = BTreeMap::new();
+    for m in matches {
+        let overlaps = |span: &Span| span.start < m.span.end && m.span.start < span.end;
+        if used.iter().any(|(category, span, rule)| {
+            *category == m.category && (overlaps(span) || *rule == m.rule)
+        }) {
+            continue;
         }
+        used.push((m.category, m.span, m.rule));
+        found.entry(m.category).or_default().add(m.rule, m.weight, &m.lowered);
     }
-    evidence.rules = best.into_values().collect();
+    found
 }
 
 fn mask_idioms(detector: &Detector, tokens: &mut [Token]) {
@@ -219,6 +228,7 @@ struct Reader<'a> {
     persons: Vec<Option<Person>>,
     blocks: Vec<bool>,
     reported: Vec<Span>,
+    described: Vec<Span>,
 }
 
 impl<'a> Reader<'a> {
@@ -241,35 +251,52 @@ impl<'a> Reader<'a> {
             blocks[span.start..span.end].fill(true);
         }
         let reported = matcher.find_longest(&subjects.reported);
-        Self { matcher, persons, blocks, reported }
+        let described = matcher.find_longest(&subjects.described);
+        Self { matcher, persons, blocks, reported, described }
     }
 
     /// The category of a match, by whom it is about; nothing where it is about the reader ("you").
     fn attribute(&self, rule: &Rule, span: Span) -> Option<(Category, f32)> {
-        let about_person = matches!(rule.category, Category::Suicide | Category::SelfHarm | Category::Overdose);
-        if !about_person {
-            return Some((rule.category, rule.weight));
-        }
-        if self.is_reported(span) {
-            return Some((Category::ThirdPerson, rule.weight));
-        }
-        if rule.about_self {
-            return Some((rule.category, rule.weight));
-        }
-        match self.subject(span) {
-            None | Some(Person::First) => Some((rule.category, rule.weight)),
-            Some(Person::Third) => Some((Category::ThirdPerson, rule.weight)),
-            Some(Person::Generic) => Some((Category::ThirdPerson, rule.weight * 0.4)),
-            Some(Person::Second) => None,
+        let own = Some((rule.category, rule.weight));
+        let other = Some((Category::ThirdPerson, rule.weight));
+        let says_me = self.persons[span.start..span.end].contains(&Some(Person::First));
+        match rule.category {
+            Category::ThirdPerson => own,
+            // What is done to the person is theirs, whoever does it.
+            Category::Abuse => match self.before(span) {
+                Some(Person::Third) if !says_me => other,
+                _ => own,
+            },
+            Category::Violence => match self.before(span) {
+                Some(Person::Third) if !rule.about_self => other,
+                _ => own,
+            },
+            Category::Suicide | Category::SelfHarm | Category::Overdose => {
+                if self.is_reported(span) {
+                    return other;
+                }
+                if rule.about_self || says_me {
+                    return own;
+                }
+                match self.subject(span) {
+                    None | Some(Person::First) => own,
+                    Some(Person::Third) => other,
+                    Some(Person::Generic) => Some((Category::ThirdPerson, rule.weight * 0.4)),
+                    Some(Person::Second) => None,
+                }
+            }
         }
     }
 
+    /// Who a match without "me" is about: named before it in its clause, described by it ("想自殺的朋友"), or in it.
     fn subject(&self, span: Span) -> Option<Person> {
-        // "herself" inside the match says it all; so does "myself".
-        let inside = self.persons[span.start..span.end].iter().flatten().next_back();
-        if let Some(person) = inside {
-            return Some(*person);
+        if self.described.iter().any(|described| described.start == span.end || described.start + 1 == span.end) {
+            return Some(Person::Third);
         }
+        self.before(span).or_else(|| self.persons[span.start..span.end].iter().flatten().next_back().copied())
+    }
+
+    fn before(&self, span: Span) -> Option<Person> {
         for at in (span.start.saturating_sub(14)..span.start).rev() {
             if self.matcher.tokens[at].is_mark() || self.blocks[at] {
                 return None;

@@ -56,6 +56,7 @@ struct SubjectsEntry {
     listener: Patterns,
     blocks: Patterns,
     reported: Patterns,
+    described: Patterns,
 }
 
 #[derive(Debug, Deserialize)]
@@ -141,6 +142,7 @@ pub(crate) struct Subjects {
     pub(crate) listener: Vec<Pattern>,
     pub(crate) blocks: Vec<Pattern>,
     pub(crate) reported: Vec<Pattern>,
+    pub(crate) described: Vec<Pattern>,
 }
 
 /// What earlier turns do.
@@ -183,6 +185,7 @@ impl DetectorFile {
             &subjects.listener,
             &subjects.blocks,
             &subjects.reported,
+            &subjects.described,
         ];
         let context = [&self.context.asks, &self.context.yes, &self.context.unsafe_asks, &self.context.no];
         let lower = self.lower.values().flat_map(|lower| [&lower.patterns, &lower.blockers, &lower.unless, &lower.near]);
@@ -279,6 +282,7 @@ impl DetectorFile {
                 listener: compile(&self.subjects.listener, "subjects.listener")?,
                 blocks: compile(&self.subjects.blocks, "subjects.blocks")?,
                 reported: compile(&self.subjects.reported, "subjects.reported")?,
+                described: compile(&self.subjects.described, "subjects.described")?,
             },
             thresholds: self.thresholds.clone(),
             idioms,

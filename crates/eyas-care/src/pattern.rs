@@ -13,6 +13,7 @@
 //! | `~3` | up to 3 tokens of the same sentence |
 //! | `~~9` | up to 9 tokens, also of the next sentences |
 //! | `!of\|in` | what follows is none of these |
+//! | `<wo` | what stands before is none of these (words of one token) |
 //! | `#` | a number |
 //! | `^`, `$` | start and end of a clause (at punctuation) |
 //! | `^^`, `$$` | start and end of the message |
@@ -33,6 +34,7 @@ enum Element {
     OneOf(Vec<Vec<Element>>),
     Optional(Vec<Vec<Element>>),
     Not(Vec<Vec<Element>>),
+    NotAfter(Vec<String>),
     Gap { most: usize, across: bool },
     ClauseStart,
     ClauseEnd,
@@ -119,6 +121,9 @@ impl Classes {
                         elements.push(Element::Gap { most, across });
                     } else if let Some(not) = part.strip_prefix('!') {
                         elements.push(Element::Not(self.alternatives(not, spelling)?));
+                    } else if let Some(before) = part.strip_prefix('<') {
+                        let words = before.split('|').flat_map(tokens).map(|token| token.text).collect();
+                        elements.push(Element::NotAfter(words));
                     } else if let Some(optional) = part.strip_suffix('?').filter(|p| !p.is_empty()) {
                         elements.push(Element::Optional(self.alternatives(optional, spelling)?));
                     } else {
@@ -176,7 +181,7 @@ pub(crate) fn words_of(pattern: &str) -> impl Iterator<Item = String> {
     pattern
         .split_whitespace()
         .filter(|part| !part.starts_with('~') && !part.starts_with('^') && !part.starts_with('$'))
-        .flat_map(|part| part.trim_start_matches('!').trim_end_matches('?').split('|'))
+        .flat_map(|part| part.trim_start_matches(['!', '<']).trim_end_matches('?').split('|'))
         .filter(|atom| !atom.starts_with('@') && !atom.ends_with('*'))
         .flat_map(tokens)
         .map(|token| token.text)
@@ -266,6 +271,7 @@ impl<'a> Matcher<'a> {
             Element::MessageStart => when(self.tokens[..at].iter().all(Token::is_mark), at),
             Element::MessageEnd => when(self.tokens[at..].iter().all(Token::is_mark), at),
             Element::Not(all) => when(all.iter().all(|elements| self.ends(elements, at).is_empty()), at),
+            Element::NotAfter(words) => when(at == 0 || !words.contains(&self.tokens[at - 1].text), at),
             Element::Gap { most, across } => {
                 next.push(at);
                 for to in at..(at + most).min(self.tokens.len()) {
@@ -331,6 +337,8 @@ mod tests {
     fn what_must_not_follow() {
         assert_eq!(matches("@want @end", "want to end it in june"), None);
         assert_eq!(matches("@want @end", "want to end it"), Some((0, 4)));
+        assert_eq!(matches("想 ~2 <砍 死", "想砍死"), None);
+        assert_eq!(matches("想 ~2 <砍 死", "想就死"), Some((0, 3)));
     }
 
     #[test]
