@@ -25,7 +25,7 @@ def is_simplified(character):
 
 
 # Not variants of the writing system, but of the word: forms that people mix freely.
-BY_HAND = {"妳": "你", "喫": "吃", "著": "着", "説": "说", "裏": "里", "裡": "里", "牀": "床", "噁": "恶", "甚": "什", "菸": "烟", "遊": "游", "淨": "净", "紮": "扎", "於": "于", "乾": "干", "麼": "么", "瞭": "了", "藉": "借", "佔": "占", "週": "周", "傢": "家", "鎅": "界", "𠝹": "界"}
+BY_HAND = {"妳": "你", "喫": "吃", "著": "着", "説": "说", "裏": "里", "裡": "里", "牀": "床", "噁": "恶", "甚": "什", "菸": "烟", "遊": "游", "諗": "谂", "淨": "净", "紮": "扎", "於": "于", "乾": "干", "麼": "么", "瞭": "了", "藉": "借", "佔": "占", "週": "周", "傢": "家", "鎅": "界", "𠝹": "界"}
 
 pairs = {}
 with open(sys.argv[1], encoding="utf-8") as file:
@@ -34,8 +34,8 @@ with open(sys.argv[1], encoding="utf-8") as file:
         if len(fields) == 3 and fields[1] == "kSimplifiedVariant":
             source = chr(int(fields[0][2:], 16))
             targets = [chr(int(target[2:], 16)) for target in fields[2].split()]
-            targets = [target for target in targets if target != source and is_simplified(target)]
-            if targets and is_common(source) and not is_simplified(source):
+            targets = [target for target in targets if is_simplified(target)]
+            if targets and is_common(source) and source not in targets:
                 pairs[source] = targets[0]
 pairs.update(BY_HAND)
 print("# Traditional to simplified, from Unihan's kSimplifiedVariant by tools/han_variants.py; not for editing.")

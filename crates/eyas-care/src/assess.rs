@@ -167,6 +167,7 @@ fn read(detector: &Detector, text: &str, in_context: bool) -> BTreeMap<Option<Ca
                     lowered.push(lower.name.as_str());
                 }
             }
+            if std::env::var_os("DBG").is_some() { eprintln!("DBG {} {:?} {weight} {lowered:?} {}", rule.name, category, tokens[span.start..span.end].iter().map(|t| t.text.as_str()).collect::<Vec<_>>().join(" ")); }
             let category = (!rule.needs_context).then_some(category);
             matches.push(Match { rule: &rule.name, category, span, weight, lowered });
         }
@@ -275,7 +276,7 @@ impl<'a> Reader<'a> {
                 if self.is_reported(span) {
                     return other;
                 }
-                if rule.about_self || says_me {
+                if rule.about_self || (says_me && rule.category != Category::Overdose) {
                     return own;
                 }
                 match self.subject(span) {
@@ -338,10 +339,10 @@ impl<'a> Reader<'a> {
     }
 
     fn stands_before(&self, lower: &Lower, found: Span, span: Span) -> bool {
-        if found.start >= span.start || found.end > span.end || found.end + lower.within < span.start {
+        if found.end > span.start || found.end + lower.within < span.start {
             return false;
         }
-        let between = found.end.min(span.start)..span.start;
+        let between = found.end..span.start;
         !self.matcher.tokens[between.clone()].iter().any(Token::is_mark)
             && !self.matcher.any(&lower.blockers, |block| block.start < between.end && block.end > between.start)
     }

@@ -33,7 +33,7 @@ impl Spelling {
             expansions.into_iter().map(|(short, long)| (short.clone(), plain(long))).collect();
         let mut spelling = Self {
             known: keys.iter().chain(not_slips).cloned().collect(),
-            keys: keys.to_vec(),
+            keys: keys.iter().map(|key| plain(key).concat()).collect(),
             not_slips: not_slips.iter().cloned().collect(),
             expansions,
             fillers,
@@ -57,7 +57,7 @@ impl Spelling {
 
     /// Tokens of a text in plain spelling, without fillers.
     pub(crate) fn read(&self, text: &str) -> Vec<Token> {
-        let tokens = self.join_letters(tokens(text));
+        let tokens = self.join_letters(self.join_characters(tokens(text)));
         let mut out: Vec<Token> = Vec::with_capacity(tokens.len());
         for token in tokens {
             if token.is_mark() || token.is_number() || !token.text.is_ascii() {
@@ -204,6 +204,23 @@ impl Spelling {
             .filter(|(distance, _)| *distance <= allowed)
             .min()
             .map(|(_, key)| key.clone())
+    }
+
+    /// `自。殺`: punctuation inside a key of Chinese characters.
+    fn join_characters(&self, mut tokens: Vec<Token>) -> Vec<Token> {
+        let mut at = 1;
+        while at + 1 < tokens.len() {
+            let (before, after) = (&tokens[at - 1].text, &tokens[at + 1]);
+            let hidden = tokens[at].is_mark()
+                && tokens[at].glued
+                && after.glued
+                && self.keys.iter().any(|key| key.strip_prefix(before.as_str()) == Some(after.text.as_str()));
+            if hidden {
+                tokens.remove(at);
+            }
+            at += 1;
+        }
+        tokens
     }
 
     /// `k m s`, `d.i.e`, `i w a n t t o d i e`: single letters in a row that spell known words.
