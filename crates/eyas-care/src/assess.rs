@@ -269,14 +269,21 @@ impl<'a> Reader<'a> {
                 _ => own,
             },
             Category::Violence => match self.before(span) {
-                Some(Person::Third) if !rule.about_self => other,
+                // "Mum will kill me" is a manner of speaking, or abuse.
+                Some(Person::Third) if says_me => None,
+                Some(Person::Third) => other,
+                _ => own,
+            },
+            Category::Overdose if !self.is_reported(span) => match self.before(span) {
+                Some(Person::Third) => other,
+                Some(Person::Generic | Person::Second) => None,
                 _ => own,
             },
             Category::Suicide | Category::SelfHarm | Category::Overdose => {
                 if self.is_reported(span) {
                     return other;
                 }
-                if rule.about_self || (says_me && rule.category != Category::Overdose) {
+                if rule.about_self || says_me {
                     return own;
                 }
                 match self.subject(span) {

@@ -156,15 +156,22 @@ fn inside_word(chars: &[char], at: usize) -> bool {
 
 fn push_word(chars: &[char], glued: bool, out: &mut Vec<Token>) {
     let is_apostrophe = |c: &char| matches!(c, '\'' | '’' | '‘' | '`' | '´');
-    // "mum's" is "mum", "she's" is "shes", which the spelling table expands.
-    let owned = chars.len() > 4 && chars[chars.len() - 1] == 's' && is_apostrophe(&chars[chars.len() - 2]);
-    let will = chars.len() == 4 && chars[0] == 'i' && is_apostrophe(&chars[1]) && chars[2..] == ['l', 'l'];
-    if will {
-        out.push(Token::new("i", glued));
-        out.push(Token::new("will", false));
-        return;
+    // "mum's" is "mum", "she's" is "shes", which the spelling table expands; "she'd" is "she would".
+    let mut kept = chars;
+    let mut verb = None;
+    if let Some(at) = chars.iter().rposition(is_apostrophe).filter(|at| *at > 0) {
+        let ending: String = chars[at + 1..].iter().collect();
+        verb = match ending.as_str() {
+            "d" => Some("would"),
+            "ll" => Some("will"),
+            "ve" => Some("have"),
+            "re" => Some("are"),
+            _ => None,
+        };
+        if verb.is_some() || (ending == "s" && at > 2 && !is_pronoun(&chars[..at])) {
+            kept = &chars[..at];
+        }
     }
-    let kept = if owned && !is_pronoun(&chars[..chars.len() - 2]) { &chars[..chars.len() - 2] } else { chars };
     let word: String = kept.iter().filter(|c| !is_apostrophe(c)).collect();
     // "50mg" is an amount and a unit.
     let digits = word.bytes().take_while(u8::is_ascii_digit).count();
@@ -175,6 +182,7 @@ fn push_word(chars: &[char], glued: bool, out: &mut Vec<Token>) {
     } else if !word.is_empty() {
         out.push(Token::new(word, glued));
     }
+    out.extend(verb.map(|verb| Token::new(verb, false)));
 }
 
 fn is_pronoun(chars: &[char]) -> bool {
@@ -211,7 +219,7 @@ mod tests {
 
     #[test]
     fn amounts_and_possessives_are_split() {
-        assert_eq!(words("50mg mum's she's I'll"), ["50", "mg", "mum", "shes", "i", "will"]);
+        assert_eq!(words("50mg mum's she's I'll he’d"), ["50", "mg", "mum", "shes", "i", "will", "he", "would"]);
     }
 
     #[test]
