@@ -152,7 +152,7 @@ mod tests {
         assert_eq!(replace("Please call 911."), "Please call EMERGENCY.");
         assert_eq!(replace("reach us at (02) 2389 2222"), "reach us at LINE");
         assert_eq!(replace("call nine eight eight"), "call LINE");
-        assert_eq!(replace("請撥一九二五專線或１９２５"), "請撥LINE專線或１９２５");
+        assert_eq!(replace("請撥一九二五專線或１９２５"), "請撥LINE專線或LINE");
     }
 
     #[test]
