@@ -79,7 +79,10 @@ fn measure(name: &str, text: &str) -> Measured {
             Some(_) => {}
         }
     }
-    println!("\n{name} (threshold 0.5)\n{:<14} {:>16} {:>16} {:>16}", "class", "recall", "category", "false alarms");
+    println!(
+        "\n{name} (threshold 0.5)\n{:<14} {:>16} {:>16} {:>16}",
+        "class", "recall", "category", "false alarms"
+    );
     for (class, row) in &rows {
         println!(
             "{class:<14} {:>8} {:>6.1}% {:>8} {:>6.1}% {:>8} {:>6.1}%",
@@ -98,7 +101,11 @@ fn measure(name: &str, text: &str) -> Measured {
 #[test]
 fn first_set() {
     let measured = measure("messages.jsonl", include_str!("messages.jsonl"));
-    assert!(measured.missed_direct.is_empty(), "direct statements were missed: {:#?}", measured.missed_direct);
+    assert!(
+        measured.missed_direct.is_empty(),
+        "direct statements were missed: {:#?}",
+        measured.missed_direct
+    );
     for (class, row) in &measured.rows {
         assert!(row.recall() >= 0.95, "{class}: recall is {:.3}", row.recall());
         assert!(row.false_alarm_rate() <= 0.05, "{class}: false alarms are {:.3}", row.false_alarm_rate());
@@ -109,5 +116,20 @@ fn first_set() {
 #[test]
 fn fresh_set() {
     let measured = measure("fresh.jsonl", include_str!("fresh.jsonl"));
-    assert!(measured.missed_direct.is_empty(), "direct statements were missed: {:#?}", measured.missed_direct);
+    assert!(
+        measured.missed_direct.is_empty(),
+        "direct statements were missed: {:#?}",
+        measured.missed_direct
+    );
+}
+
+/// A third set, written after what the second taught.
+#[test]
+fn second_fresh_set() {
+    let measured = measure("fresh_2.jsonl", include_str!("fresh_2.jsonl"));
+    assert!(
+        measured.missed_direct.is_empty(),
+        "direct statements were missed: {:#?}",
+        measured.missed_direct
+    );
 }

@@ -157,7 +157,8 @@ impl Spelling {
             return None;
         }
         let words = self.segment(word)?;
-        (words.len() > 1 && words.iter().any(|word| word.len() > 2 && self.keys.contains(word))).then_some(words)
+        (words.len() > 1 && words.iter().any(|word| word.len() > 2 && self.keys.contains(word)))
+            .then_some(words)
     }
 
     /// The segmentation into known words that has the fewest; `i` and `a` are the only words of one letter.
@@ -247,7 +248,8 @@ impl Spelling {
                 // The longest stretch from here that spells something.
                 for take in (3..=letters.len()).rev() {
                     let stretch = &letters[..take];
-                    let read = self.undisguise(stretch).map(|word| vec![word]).or_else(|| self.segment(stretch));
+                    let read =
+                        self.undisguise(stretch).map(|word| vec![word]).or_else(|| self.segment(stretch));
                     let Some(words) = read else { continue };
                     if words.iter().all(|word| word.len() < 3) {
                         continue;
@@ -286,7 +288,9 @@ impl Spelling {
                     continue;
                 }
                 let key = if self.keys.contains(&joined) { Some(joined) } else { self.undisguise(&joined) };
-                if let Some(key) = key.filter(|key| key.len() >= 5 || pieces.iter().any(|p| p.text.len() == 1)) {
+                if let Some(key) =
+                    key.filter(|key| key.len() >= 5 || pieces.iter().any(|p| p.text.len() == 1))
+                {
                     out.push(Token::new(key, pieces[0].glued));
                     at += count;
                     continue 'next;
