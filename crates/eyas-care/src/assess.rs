@@ -255,7 +255,7 @@ impl<'a> Reader<'a> {
         for span in matcher.find_longest(&subjects.blocks) {
             blocks[span.start..span.end].fill(true);
         }
-        let reported = matcher.find_longest(&subjects.reported);
+        let reported = subjects.reported.iter().flat_map(|pattern| matcher.find_all(pattern)).collect();
         let described = matcher.find_longest(&subjects.described);
         Self { matcher, persons, blocks, reported, described }
     }

@@ -37,12 +37,12 @@ pub fn sanitize_turn(text: &str, markers: &[&str]) -> String {
     let own = own_markers(markers);
     let mut text = without_invisible(text);
     for _ in 0..PASSES {
-        match neutralise(&text, own.as_ref()) {
+        match neutralise(&text, own.as_ref(), false) {
             Some(changed) => text = changed,
             None => return text,
         }
     }
-    // Nested on purpose: without brackets nothing can be left over, except markers of letters alone.
+    // Nested on purpose: the brackets go, and what is a marker even so is deleted, which ends.
     text = text
         .chars()
         .map(|c| match fold_char(c.nfkc().next().unwrap_or(c)) {
@@ -53,7 +53,7 @@ pub fn sanitize_turn(text: &str, markers: &[&str]) -> String {
             _ => c,
         })
         .collect();
-    while let Some(changed) = neutralise(&text, own.as_ref()) {
+    while let Some(changed) = neutralise(&text, own.as_ref(), true) {
         text = changed;
     }
     text
@@ -111,8 +111,8 @@ impl Skeleton {
     }
 }
 
-/// The text with the markers that it holds now in harmless form, or nothing where it holds none.
-fn neutralise(text: &str, own: Option<&Regex>) -> Option<String> {
+/// The text with the markers that it holds now in harmless form or deleted, or nothing where it holds none.
+fn neutralise(text: &str, own: Option<&Regex>, delete: bool) -> Option<String> {
     let skeleton = Skeleton::new(text);
     let mut found: Vec<(usize, usize)> = Vec::new();
     for expression in own.into_iter().chain([&*MARKERS]) {
@@ -134,7 +134,11 @@ fn neutralise(text: &str, own: Option<&Regex>) -> Option<String> {
             continue;
         }
         out.push_str(&text[at..from]);
-        out.push_str(&harmless(&skeleton.text[start..end]));
+        let words = harmless(&skeleton.text[start..end]);
+        // A caller's marker of letters alone has no harmless form.
+        if !delete && !own.is_some_and(|own| own.is_match(&words)) {
+            out.push_str(&words);
+        }
         at = to;
     }
     out.push_str(&text[at..]);
@@ -190,6 +194,12 @@ mod tests {
         assert!(!text.to_lowercase().contains("<human>"), "{text}");
         let nested = format!("{}HUMAN{}", "<|".repeat(40), "|>".repeat(40));
         assert!(!sanitize_turn(&nested, &MARKERS).contains("<|"));
+    }
+
+    #[test]
+    fn a_marker_of_letters_alone_is_deleted() {
+        assert_eq!(sanitize_turn("a human b", &["human"]), "a  b");
+        assert_eq!(sanitize_turn("((((a) <a> ((a", &["((a", "(a)"]).matches("((a").count(), 0);
     }
 
     #[test]
