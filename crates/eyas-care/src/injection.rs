@@ -21,7 +21,7 @@ static MARKERS: LazyLock<Regex> = LazyLock::new(|| {
     let section =
         "(?:instruction|instructions|response|human|assistant|system|user|input|output|question|answer)";
     let expression = format!(
-        r"<\||\|>|<</?{name}>>|</?{name}/?>:?|\[/?{name}\]:?|(?m:^)[#>*\-]*\**{role}\**:|#{{2,}}{section}\**:"
+        r"<\||\|>|<</?{name}>>|<\n*/?{name}/?\n*>:?|\[/?{name}\]:?|(?m:^)[#>*\-]*\**{role}\**:|#{{2,}}{section}\**:"
     );
     Regex::new(&expression).expect("a valid expression")
 });

@@ -200,6 +200,8 @@ impl Spelling {
         self.keys
             .iter()
             .filter(|key| key.len() > 3 && key.len().abs_diff(word.len()) <= allowed)
+            // Short words have too many real neighbours: only swapped letters count.
+            .filter(|key| word.len() > 4 || same_letters(word, key))
             .filter(|key| word.len() > 5 || key.as_bytes()[0] == first || key.as_bytes()[1] == first)
             .map(|key| (strsim::osa_distance(word, key), key))
             .filter(|(distance, _)| *distance <= allowed)
@@ -326,6 +328,15 @@ impl Spelling {
     }
 }
 
+fn same_letters(a: &str, b: &str) -> bool {
+    let sorted = |word: &str| {
+        let mut letters: Vec<u8> = word.bytes().collect();
+        letters.sort_unstable();
+        letters
+    };
+    sorted(a) == sorted(b)
+}
+
 /// Whether a word with `*` for letters may be `key`: each run of signs stands for one letter, or for as many as there are.
 fn hides(word: &str, key: &str) -> bool {
     let word: Vec<u8> = word.bytes().map(|b| if b.is_ascii_alphabetic() { b } else { b'*' }).collect();
@@ -377,7 +388,7 @@ mod tests {
 
     #[test]
     fn slips_and_stretches() {
-        assert_eq!(read("kiil myslef"), "kill myself");
+        assert_eq!(read("klil myslef"), "kill myself");
         assert_eq!(read("suicde sucidal"), "suicide suicidal");
         assert_eq!(read("dieeeee"), "die");
         assert_eq!(read("wand"), "wand");
