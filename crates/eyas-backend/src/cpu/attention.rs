@@ -10,6 +10,7 @@ mod backward;
 mod cached;
 mod forward;
 mod product;
+mod single;
 mod tile;
 
 use std::ops::Range;

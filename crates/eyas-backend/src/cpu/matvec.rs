@@ -14,6 +14,7 @@ mod portable;
 use half::{bf16, f16};
 
 use super::CpuWeight;
+use super::awake::stay_awake;
 use super::decode::Codebook;
 use super::product::Output;
 use super::scratch::{Buffer, Scratch};
@@ -117,6 +118,7 @@ fn multiply_with<D: Dot>(
     out: Output<'_>,
     add: bool,
 ) {
+    stay_awake();
     let any = |test: fn(&Elements) -> bool| {
         jobs.iter().any(|job| matches!(job.weight, Rows::Weight(weight) if test(weight.elements())))
     };

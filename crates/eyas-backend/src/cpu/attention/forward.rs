@@ -13,7 +13,7 @@ use crate::spec::AttentionSpec;
 
 /// Keys in a tile: enough to outweigh the work a tile takes beside its products, few enough that its transposed keys
 /// and its values (32 KiB each at heads of 64) stay in the second-level cache.
-const KEYS: usize = 128;
+pub(super) const KEYS: usize = 128;
 
 /// Keys and values of one sequence and one key/value head, row after row.
 #[derive(Clone, Copy)]
