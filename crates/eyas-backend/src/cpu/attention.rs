@@ -10,7 +10,6 @@ mod backward;
 mod cached;
 mod forward;
 mod product;
-mod single;
 mod tile;
 
 use std::ops::Range;

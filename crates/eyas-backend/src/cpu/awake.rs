@@ -39,15 +39,17 @@ pub(super) fn stay_awake() {
     let caller = rayon::current_thread_index();
     // A thread that waits awake may be the one that runs the operation.
     let awake = AWAKE.load(Ordering::Relaxed).saturating_sub(usize::from(IS_AWAKE.get()));
-    if awake + usize::from(caller.is_some()) >= threads
-        || ASKED.compare_exchange(0, threads, Ordering::Relaxed, Ordering::Relaxed).is_err()
-    {
+    let others = threads - usize::from(caller.is_some());
+    if awake >= others || ASKED.compare_exchange(0, others, Ordering::Relaxed, Ordering::Relaxed).is_err() {
         return;
     }
     rayon::spawn_broadcast(move |context| {
+        // The caller finds this too, while it waits for the end of an operation.
+        if caller == Some(context.index()) {
+            return;
+        }
         ASKED.fetch_sub(1, Ordering::Relaxed);
-        // The caller finds this while it waits for the end of its operation.
-        if caller != Some(context.index()) && !IS_AWAKE.replace(true) {
+        if !IS_AWAKE.replace(true) {
             AWAKE.fetch_add(1, Ordering::Relaxed);
             wait_awake();
             AWAKE.fetch_sub(1, Ordering::Relaxed);

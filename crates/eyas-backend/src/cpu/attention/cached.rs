@@ -3,7 +3,6 @@
 use rayon::prelude::*;
 
 use super::forward::{Source, attend};
-use super::single::attend_one;
 use super::{check_spec, pieces, split_outputs};
 use crate::cpu::layout::check_layout;
 use crate::cpu::scratch::Scratch;
@@ -69,7 +68,6 @@ pub(in crate::cpu) fn attention_cached(
         let head = slot * positions * stride + piece.kv_head * layout.head_dim;
         let source = Source { keys: &keys.data()[head..], values: &values.data()[head..], stride };
         let position = batch.batch.positions()[piece.queries.start] as usize;
-        let attend = if piece.queries.len() == 1 { attend_one } else { attend };
         attend(scratch, spec, piece, position, qkv, source, output);
     });
     Ok(())
