@@ -14,7 +14,8 @@ mod portable;
 use half::{bf16, f16};
 
 use super::CpuWeight;
-use super::decode::Codebook;
+use super::awake::stay_awake;
+use super::decode::{Codebook, STEP};
 use super::product::Output;
 use super::scratch::{Buffer, Scratch};
 use super::tasks::in_order;
@@ -63,7 +64,14 @@ struct Few<'a> {
     stride: usize,
 }
 
-/// The inner loops: one row of a weight times `T` rows of `x`. Sums have a fixed order for each implementation.
+/// Bytes that memory is asked for ahead of their use. Where a page ends the processor itself would not.
+#[cfg(target_arch = "x86_64")]
+const AHEAD: usize = 2048;
+
+/// Rows of a weight that a call of an inner loop takes at most: enough for the call not to matter.
+const ROWS: usize = 16;
+
+/// The inner loops: rows of a weight times `T` rows of `x`. Sums have a fixed order for each implementation.
 trait Dot {
     /// How `x` is to be ordered for [`Dot::four_bit`]: element `i` of each group is column
     /// `FOUR_BIT_ORDER[i]` of it. Rows are filled up with zeros to whole groups.
@@ -75,16 +83,35 @@ trait Dot {
 
     fn f32<const T: usize>(row: &[f32], x: Few<'_>) -> [f32; T];
     fn f16<const T: usize>(row: &[f16], x: Few<'_>) -> [f32; T];
-    fn bf16<const T: usize>(row: &[bf16], x: Few<'_>) -> [f32; T];
-    /// `codes` `depth / 2` bytes; the scale of element `i` is `scales[(first + i) >> shift]`.
-    fn four_bit<const T: usize>(
-        book: &Codebook,
-        codes: &[u8],
-        first: usize,
-        shift: u32,
-        scales: &[f32],
-        x: Few<'_>,
-    ) -> [f32; T];
+    /// `sums.len()` rows.
+    fn bf16<const T: usize>(rows: &[bf16], x: Few<'_>, sums: &mut [[f32; T]]);
+    /// `sums.len()` rows of codes; the scale of element `i` is `scales[(first + i) >> shift]`.
+    fn four_bit<const T: usize>(rows: FourBitRows<'_>, x: Few<'_>, sums: &mut [[f32; T]]);
+}
+
+/// Some whole rows of 4-bit codes.
+#[derive(Clone, Copy, Debug)]
+struct FourBitRows<'a> {
+    book: &'a Codebook,
+    codes: &'a [u8],
+    /// The first code's number, counted from the beginning of the first scale's block.
+    first: usize,
+    /// A block is `1 << shift` codes.
+    shift: u32,
+    scales: &'a [f32],
+}
+
+impl FourBitRows<'_> {
+    /// The codes of each of `rows` rows.
+    ///
+    /// # Panics
+    /// When a row is not whole steps, or a code has no scale.
+    fn check(&self, rows: usize) -> usize {
+        let codes = self.codes.len() * 2;
+        assert!(codes.is_multiple_of(rows.max(1) * STEP), "rows are whole steps");
+        assert!(codes == 0 || (self.first + codes - 1) >> self.shift < self.scales.len(), "too few scales");
+        codes / rows.max(1)
+    }
 }
 
 /// `out (+)= x W^T + bias + update` of every job; `x` `[tokens, depth]`, at most [`TOKENS`] tokens.
@@ -117,6 +144,7 @@ fn multiply_with<D: Dot>(
     out: Output<'_>,
     add: bool,
 ) {
+    stay_awake();
     let any = |test: fn(&Elements) -> bool| {
         jobs.iter().any(|job| matches!(job.weight, Rows::Weight(weight) if test(weight.elements())))
     };
@@ -132,7 +160,10 @@ fn multiply_with<D: Dot>(
     let groups = ordered(four_bit && D::FOUR_BIT_STEP > 0, D::FOUR_BIT_ORDER, whole_groups);
     let pairs = ordered(any(|elements| matches!(elements, Elements::Bf16(_))), D::BF16_ORDER, depth);
     let product = Product::<D> { scratch, depth, x, groups, pairs, out, add, dot: std::marker::PhantomData };
-    let rows = (TASK / depth.max(1)).next_multiple_of(8);
+    // Large tasks read memory in long runs; there are enough of them for threads to end together.
+    let weights = depth * jobs.iter().map(|job| job.rows).sum::<usize>();
+    let task = (weights / (32 * rayon::current_num_threads())).clamp(TASK, 8 * TASK);
+    let rows = (task / depth.max(1)).next_multiple_of(ROWS);
     let tasks: Vec<_> = jobs
         .iter()
         .flat_map(|job| (0..job.rows).step_by(rows).map(move |row| (job, row..(row + rows).min(job.rows))))
@@ -200,9 +231,9 @@ impl<D: Dot> Product<'_, D> {
             Rows::Weight(weight) => match weight.elements() {
                 Elements::F32(values) => self.each::<T>(job, rows, |row| D::f32(&values[whole(row)], plain)),
                 Elements::F16(values) => self.each::<T>(job, rows, |row| D::f16(&values[whole(row)], plain)),
-                Elements::Bf16(values) => {
-                    self.each::<T>(job, rows, |row| D::bf16(&values[whole(row)], pairs))
-                }
+                Elements::Bf16(values) => self.runs::<T>(job, rows, |run, sums| {
+                    D::bf16(&values[run.start * depth..run.end * depth], pairs, sums);
+                }),
                 Elements::FourBit(codes)
                     if D::FOUR_BIT_STEP > 0 && depth.is_multiple_of(D::FOUR_BIT_STEP) =>
                 {
@@ -232,11 +263,11 @@ impl<D: Dot> Product<'_, D> {
         let blocks = (rows.end * depth).div_ceil(weight.block_size()) - first_block;
         let mut scales = self.scratch.take::<f32>(blocks);
         read_scales(weight.absmax(), first_block, &mut scales);
-        self.each::<T>(job, rows, |row| {
-            let first = row * depth;
-            let codes = &weight.packed()[first / 2..(first + depth) / 2];
+        self.runs::<T>(job, rows, |run, sums| {
+            let (first, end) = (run.start * depth, run.end * depth);
+            let codes = &weight.packed()[first / 2..end / 2];
             let first = first - (first_block << shift);
-            D::four_bit(book, codes, first, shift, &scales, x)
+            D::four_bit(FourBitRows { book, codes, first, shift, scales: &scales }, x, sums);
         });
     }
 
@@ -247,21 +278,39 @@ impl<D: Dot> Product<'_, D> {
         rows: std::ops::Range<usize>,
         mut dot: impl FnMut(usize) -> [f32; T],
     ) {
-        for row in rows {
-            let mut sums = dot(row);
-            if let Some(Update { b, r, scaling, hidden, stride }) = job.update {
-                let update: [f32; T] = D::f32(&b[row * r..(row + 1) * r], Few { values: hidden, stride });
-                for (sum, update) in sums.iter_mut().zip(update) {
-                    *sum += scaling * update;
-                }
+        rows.for_each(|row| self.write(job, row, dot(row)));
+    }
+
+    /// Writes what `dot` finds for each run of at most [`ROWS`] rows.
+    fn runs<const T: usize>(
+        &self,
+        job: &Job<'_>,
+        rows: std::ops::Range<usize>,
+        mut dot: impl FnMut(std::ops::Range<usize>, &mut [[f32; T]]),
+    ) {
+        let mut sums = [[0.0; T]; ROWS];
+        for start in rows.clone().step_by(ROWS) {
+            let run = start..(start + ROWS).min(rows.end);
+            let sums = &mut sums[..run.len()];
+            dot(run.clone(), sums);
+            run.zip(sums).for_each(|(row, sums)| self.write(job, row, *sums));
+        }
+    }
+
+    /// Writes a row's sums, with its update and bias.
+    fn write<const T: usize>(&self, job: &Job<'_>, row: usize, mut sums: [f32; T]) {
+        if let Some(Update { b, r, scaling, hidden, stride }) = job.update {
+            let update: [f32; T] = D::f32(&b[row * r..(row + 1) * r], Few { values: hidden, stride });
+            for (sum, update) in sums.iter_mut().zip(update) {
+                *sum += scaling * update;
             }
-            let bias = job.bias.map_or(0.0, |bias| bias[row]);
-            for (token, sum) in sums.into_iter().enumerate() {
-                let col = job.col + row;
-                // SAFETY: the jobs' columns do not overlap, and a row of a job belongs to one task.
-                let out = unsafe { self.out.row(token, col..col + 1) };
-                out[0] = if self.add { out[0] + (sum + bias) } else { sum + bias };
-            }
+        }
+        let bias = job.bias.map_or(0.0, |bias| bias[row]);
+        for (token, sum) in sums.into_iter().enumerate() {
+            let col = job.col + row;
+            // SAFETY: the jobs' columns do not overlap, and a row of a job belongs to one task.
+            let out = unsafe { self.out.row(token, col..col + 1) };
+            out[0] = if self.add { out[0] + (sum + bias) } else { sum + bias };
         }
     }
 }
@@ -290,7 +339,13 @@ mod tests {
         for (x, out) in x.chunks_exact(stride).zip(ordered.chunks_exact_mut(stride)) {
             reorder(&x[..depth], depth, D::BF16_ORDER, depth, &mut out[..depth]);
         }
-        close(D::bf16(&half, Few { values: &ordered, stride }), portable::Portable::bf16(&half, few));
+        // Three rows, so that each must find its own.
+        let rows: Vec<bf16> =
+            (0..3).flat_map(|i| half.iter().map(move |&v| v * bf16::from_f32(i as f32))).collect();
+        let (mut got, mut want) = ([[f32::NAN; T]; 3], [[f32::NAN; T]; 3]);
+        D::bf16(&rows, Few { values: &ordered, stride }, &mut got);
+        portable::Portable::bf16(&rows, few, &mut want);
+        got.into_iter().zip(want).for_each(|(got, want)| close(got, want));
 
         // 4-bit codes after some of another row, with blocks of every kind of place.
         let depth = depth / D::FOUR_BIT_STEP * D::FOUR_BIT_STEP;
@@ -300,15 +355,17 @@ mod tests {
             reorder(&x[..depth], depth, D::FOUR_BIT_ORDER, packed, out);
         }
         let book = Codebook::new(&std::array::from_fn(|i| (i as f32 * 1.7).sin()));
-        let codes: Vec<u8> = (0..depth / 2).map(|i| (i * 167 + 13) as u8).collect();
+        const ROWS: usize = 3;
+        let codes: Vec<u8> = (0..ROWS * depth / 2).map(|i| (i * 167 + 13) as u8).collect();
         for first in [0, 32, 64, 96] {
             for shift in [5, 6, 7, 12] {
-                let scales: Vec<f32> =
-                    (0..=(first + depth) >> shift).map(|i| 0.1 + i as f32 * 0.01).collect();
-                let scales = &scales[..((first + depth).div_ceil(1 << shift)).max(1)];
-                let x = Few { values: &ordered, stride: packed };
-                let got: [f32; T] = D::four_bit(&book, &codes, first, shift, scales, x);
-                close(got, portable::Portable::four_bit(&book, &codes, first, shift, scales, few));
+                let end = first + ROWS * depth;
+                let scales: Vec<f32> = (0..end.div_ceil(1 << shift)).map(|i| 0.1 + i as f32 * 0.01).collect();
+                let rows = FourBitRows { book: &book, codes: &codes, first, shift, scales: &scales };
+                let (mut got, mut want) = ([[f32::NAN; T]; ROWS], [[f32::NAN; T]; ROWS]);
+                D::four_bit(rows, Few { values: &ordered, stride: packed }, &mut got);
+                portable::Portable::four_bit(rows, few, &mut want);
+                got.into_iter().zip(want).for_each(|(got, want)| close(got, want));
             }
         }
     }

@@ -8,6 +8,7 @@ mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod awake;
 mod decode;
 mod dropout;
 mod elementwise;

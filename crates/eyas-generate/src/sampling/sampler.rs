@@ -9,8 +9,11 @@ use crate::{Error, Result};
 /// Sets the draws of generation apart from others made with the same seed.
 const DOMAIN: u32 = 0x7361_6d70;
 
-/// How far below the largest the first search for the likeliest tokens reaches, in units of the temperature.
-const FIRST_REACH: f32 = 6.0;
+/// How far below the largest the first search for the likeliest tokens reaches, in units of the temperature, and the
+/// factor of each further one. Another search costs less than candidates that are not needed: in a flat distribution
+/// they are most of the vocabulary.
+const FIRST_REACH: f32 = 2.0;
+const REACH_GROWTH: f32 = 1.5;
 
 /// A token and its log-probability in the model's own distribution: before bias, penalty and temperature.
 #[derive(Clone, Debug, PartialEq)]
@@ -251,7 +254,7 @@ impl Sampler {
                 if mass >= wanted || scratch.kept.len() == row.len() {
                     break;
                 }
-                reach *= 2.0;
+                reach *= REACH_GROWTH;
             }
             keep_mass(scratch, weight, wanted);
         } else {

@@ -10,6 +10,9 @@ use crate::cpu::{CpuBackend, CpuBatch, CpuTensor};
 use crate::spec::{AttentionSpec, QkvLayout, check_shape};
 use crate::{Error, Result};
 
+/// Multiply-adds of keys that outweigh handing them over.
+const TASK: usize = 1 << 15;
+
 pub(in crate::cpu) fn cache_write(
     batch: &CpuBatch,
     layout: &QkvLayout,
@@ -57,19 +60,15 @@ pub(in crate::cpu) fn attention_cached(
     let stride = layout.kv_heads * layout.head_dim;
     let pieces = pieces(batch.batch.ranges(), layout, usize::MAX);
     let outputs = split_outputs(&pieces, layout, out.rows_mut(tokens), None);
-    pieces.par_iter().zip(outputs).for_each(|(piece, output)| {
+    // Products of every query and key, for a piece: pieces too small to be handed over stay with this thread.
+    let work = longest * tokens.div_ceil(batch.batch.sequences().max(1)) * layout.group() * layout.head_dim;
+    let together = TASK.div_ceil(work.max(1));
+    pieces.par_iter().zip(outputs).with_min_len(together).for_each(|(piece, output)| {
         let slot = batch.batch.slots()[piece.number] as usize;
         let head = slot * positions * stride + piece.kv_head * layout.head_dim;
         let source = Source { keys: &keys.data()[head..], values: &values.data()[head..], stride };
-        attend(
-            scratch,
-            spec,
-            piece,
-            batch.batch.positions()[piece.queries.start] as usize,
-            qkv,
-            source,
-            output,
-        );
+        let position = batch.batch.positions()[piece.queries.start] as usize;
+        attend(scratch, spec, piece, position, qkv, source, output);
     });
     Ok(())
 }

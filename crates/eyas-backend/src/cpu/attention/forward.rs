@@ -56,14 +56,21 @@ pub(super) fn attend(
     sums.fill(0.0);
     let mut running = vec![Running::START; rows];
     let mut keys = scratch.take::<f32>(KEYS * dim);
-    let mut values = scratch.take::<f32>(KEYS * wide);
+    // Values that few rows read, and that need no padding, are read where they lie.
+    let in_place = rows <= ROWS && dim == wide;
+    let mut values = scratch.take::<f32>(if in_place { 0 } else { KEYS * wide });
     let mut scores = scratch.take::<f32>(ROWS * KEYS);
 
     let mut start = first_key(spec.window, first) / KEYS * KEYS;
     while start <= last {
         let count = KEYS.min(last + 1 - start);
         pack_transposed(level, &source.keys[start * source.stride..], source.stride, count, dim, &mut keys);
-        pack_rows(&source.values[start * source.stride..], source.stride, count, dim, &mut values);
+        let (values, value_stride) = if in_place {
+            (&source.values[start * source.stride..], source.stride)
+        } else {
+            pack_rows(&source.values[start * source.stride..], source.stride, count, dim, &mut values);
+            (&values[..], wide)
+        };
 
         let from = start.saturating_sub(first) * heads;
         let sight = end_of_sight(spec.window, start + count - 1).saturating_sub(first);
@@ -96,7 +103,7 @@ pub(super) fn attend(
                 }
             }
             let left = Left { data: &scores[low..], row: KEYS, col: 1 };
-            let right = Right { data: &values[low * wide..], row: wide, panel: COLS };
+            let right = Right { data: &values[low * value_stride..], row: value_stride, panel: COLS };
             let depth = high.min(count) - low;
             product(level, (n, depth, wide / COLS), left, right, &mut sums[group * wide..], wide, true);
         }

@@ -6,8 +6,8 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Dot, Few, check};
-use crate::cpu::decode::{Codebook, STEP};
+use super::{AHEAD, Dot, Few, FourBitRows, check};
+use crate::cpu::decode::STEP;
 use crate::cpu::simd::Isa;
 
 /// Vectors of eight.
@@ -36,26 +36,17 @@ impl Dot for Avx2 {
         unsafe { dot_f16::<T>(row, x) }
     }
 
-    fn bf16<const T: usize>(row: &[bf16], x: Few<'_>) -> [f32; T] {
-        check(x, T, row.len());
+    fn bf16<const T: usize>(rows: &[bf16], x: Few<'_>, sums: &mut [[f32; T]]) {
+        check(x, T, rows.len() / sums.len().max(1));
         // SAFETY: as above.
-        unsafe { dot_bf16::<T>(row, x) }
+        unsafe { dots_bf16::<T>(rows, x, sums) }
     }
 
-    fn four_bit<const T: usize>(
-        book: &Codebook,
-        codes: &[u8],
-        first: usize,
-        shift: u32,
-        scales: &[f32],
-        x: Few<'_>,
-    ) -> [f32; T] {
-        let depth = codes.len() * 2;
+    fn four_bit<const T: usize>(rows: FourBitRows<'_>, x: Few<'_>, sums: &mut [[f32; T]]) {
+        let depth = rows.check(sums.len());
         check(x, T, depth);
-        assert!(depth.is_multiple_of(STEP));
-        assert!(depth == 0 || (first + depth - 1) >> shift < scales.len(), "too few scales");
         // SAFETY: as above, and there is a scale for every code.
-        unsafe { dot_four_bit::<T>(book, codes, first, shift, scales, x) }
+        unsafe { dots_four_bit::<T>(rows, depth, x, sums) }
     }
 }
 
@@ -134,6 +125,18 @@ unsafe fn dot_f16<const T: usize>(row: &[f16], x: Few<'_>) -> [f32; T] {
 /// # Safety
 /// As [`dot_f32`]; the columns of `x` are in [`Dot::BF16_ORDER`].
 #[target_feature(enable = "avx2,fma")]
+unsafe fn dots_bf16<const T: usize>(rows: &[bf16], x: Few<'_>, out: &mut [[f32; T]]) {
+    let depth = rows.len() / out.len().max(1);
+    for (number, out) in out.iter_mut().enumerate() {
+        // SAFETY: `x` has `T` rows as long as this one.
+        *out = unsafe { dot_bf16(&rows[number * depth..(number + 1) * depth], x) };
+    }
+}
+
+/// # Safety
+/// As [`dots_bf16`], with one row.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
 unsafe fn dot_bf16<const T: usize>(row: &[bf16], x: Few<'_>) -> [f32; T] {
     let mut sums = [[_mm256_setzero_ps(); 2]; T];
     let high = _mm256_set1_epi32(0xFFFF_0000_u32 as i32);
@@ -141,7 +144,9 @@ unsafe fn dot_bf16<const T: usize>(row: &[bf16], x: Few<'_>) -> [f32; T] {
     while done + 16 <= row.len() {
         // SAFETY: 16 elements from `done` lie inside the row and every row of `x`.
         unsafe {
-            let pairs = _mm256_loadu_si256(row.as_ptr().add(done).cast());
+            let pairs = row.as_ptr().add(done);
+            _mm_prefetch::<_MM_HINT_T0>(pairs.wrapping_byte_add(AHEAD).cast());
+            let pairs = _mm256_loadu_si256(pairs.cast());
             let even = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs));
             let odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, high));
             for (t, sums) in sums.iter_mut().enumerate() {
@@ -164,17 +169,16 @@ unsafe fn dot_bf16<const T: usize>(row: &[bf16], x: Few<'_>) -> [f32; T] {
 }
 
 /// # Safety
-/// The processor has the instructions; `x` has `T` rows as long as `codes`, a whole number of steps, with columns in
-/// [`Dot::FOUR_BIT_ORDER`]; every code has its scale.
+/// The processor has the instructions; `x` has `T` rows of `depth` elements, whole steps, with columns in
+/// [`Dot::FOUR_BIT_ORDER`]; there are `out.len()` rows of `depth` codes, and every code has its scale.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn dot_four_bit<const T: usize>(
-    book: &Codebook,
-    codes: &[u8],
-    first: usize,
-    shift: u32,
-    scales: &[f32],
+unsafe fn dots_four_bit<const T: usize>(
+    rows: FourBitRows<'_>,
+    depth: usize,
     x: Few<'_>,
-) -> [f32; T] {
+    out: &mut [[f32; T]],
+) {
+    let FourBitRows { book, codes, first, shift, scales } = rows;
     let mut planes = [_mm256_setzero_si256(); 4];
     for i in 0..4 {
         // SAFETY: a plane is 16 bytes.
@@ -184,31 +188,38 @@ unsafe fn dot_four_bit<const T: usize>(
     // four even and four odd neighbours in a register.
     let shifts = _mm256_setr_epi64x(4, 4, 0, 0);
     let nibble = _mm256_set1_epi8(15);
-    let mut sums = [_mm256_setzero_ps(); T];
-    for step in 0..codes.len() * 2 / STEP {
-        // SAFETY: the step's 16 bytes, its scale and its 32 elements of every row of `x` exist.
-        unsafe {
-            let bytes = _mm_loadu_si128(codes.as_ptr().add(step * STEP / 2).cast());
-            let scale = _mm256_broadcast_ss(scales.get_unchecked((first + step * STEP) >> shift));
-            let codes = _mm256_srlv_epi64(_mm256_broadcastsi128_si256(bytes), shifts);
-            let codes = _mm256_and_si256(codes, nibble);
-            let (p0, p1) = (_mm256_shuffle_epi8(planes[0], codes), _mm256_shuffle_epi8(planes[1], codes));
-            let (p2, p3) = (_mm256_shuffle_epi8(planes[2], codes), _mm256_shuffle_epi8(planes[3], codes));
-            let (low01, low23) = (_mm256_unpacklo_epi8(p0, p1), _mm256_unpacklo_epi8(p2, p3));
-            let (high01, high23) = (_mm256_unpackhi_epi8(p0, p1), _mm256_unpackhi_epi8(p2, p3));
-            let w0 = _mm256_castsi256_ps(_mm256_unpacklo_epi16(low01, low23));
-            let w1 = _mm256_castsi256_ps(_mm256_unpackhi_epi16(low01, low23));
-            let w2 = _mm256_castsi256_ps(_mm256_unpacklo_epi16(high01, high23));
-            let w3 = _mm256_castsi256_ps(_mm256_unpackhi_epi16(high01, high23));
-            for (t, sum) in sums.iter_mut().enumerate() {
-                let x = x.values.as_ptr().add(t * x.stride + step * STEP);
-                let a = _mm256_mul_ps(w0, _mm256_loadu_ps(x));
-                let b = _mm256_mul_ps(w1, _mm256_loadu_ps(x.add(8)));
-                let a = _mm256_fmadd_ps(w2, _mm256_loadu_ps(x.add(16)), a);
-                let b = _mm256_fmadd_ps(w3, _mm256_loadu_ps(x.add(24)), b);
-                *sum = _mm256_fmadd_ps(_mm256_add_ps(a, b), scale, *sum);
+    for (row, out) in out.iter_mut().enumerate() {
+        let mut sums = [_mm256_setzero_ps(); T];
+        for step in 0..depth / STEP {
+            let done = row * depth + step * STEP;
+            // SAFETY: the step's 16 bytes, its scale and its 32 elements of every row of `x` exist.
+            unsafe {
+                let bytes = codes.as_ptr().add(done / 2);
+                _mm_prefetch::<_MM_HINT_T0>(bytes.wrapping_add(AHEAD).cast());
+                let bytes = _mm_loadu_si128(bytes.cast());
+                let scale = _mm256_broadcast_ss(scales.get_unchecked((first + done) >> shift));
+                let codes = _mm256_srlv_epi64(_mm256_broadcastsi128_si256(bytes), shifts);
+                let codes = _mm256_and_si256(codes, nibble);
+                let (p0, p1) = (_mm256_shuffle_epi8(planes[0], codes), _mm256_shuffle_epi8(planes[1], codes));
+                let (p2, p3) = (_mm256_shuffle_epi8(planes[2], codes), _mm256_shuffle_epi8(planes[3], codes));
+                let (low01, low23) = (_mm256_unpacklo_epi8(p0, p1), _mm256_unpacklo_epi8(p2, p3));
+                let (high01, high23) = (_mm256_unpackhi_epi8(p0, p1), _mm256_unpackhi_epi8(p2, p3));
+                let w0 = _mm256_castsi256_ps(_mm256_unpacklo_epi16(low01, low23));
+                let w1 = _mm256_castsi256_ps(_mm256_unpackhi_epi16(low01, low23));
+                let w2 = _mm256_castsi256_ps(_mm256_unpacklo_epi16(high01, high23));
+                let w3 = _mm256_castsi256_ps(_mm256_unpackhi_epi16(high01, high23));
+                for (t, sum) in sums.iter_mut().enumerate() {
+                    let x = x.values.as_ptr().add(t * x.stride + step * STEP);
+                    let a = _mm256_mul_ps(w0, _mm256_loadu_ps(x));
+                    let b = _mm256_mul_ps(w1, _mm256_loadu_ps(x.add(8)));
+                    let a = _mm256_fmadd_ps(w2, _mm256_loadu_ps(x.add(16)), a);
+                    let b = _mm256_fmadd_ps(w3, _mm256_loadu_ps(x.add(24)), b);
+                    *sum = _mm256_fmadd_ps(_mm256_add_ps(a, b), scale, *sum);
+                }
             }
         }
+        for t in 0..T {
+            out[t] = sum(sums[t]);
+        }
     }
-    finish(sums, 0, &[], x)
 }

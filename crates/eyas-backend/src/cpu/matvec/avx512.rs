@@ -8,8 +8,8 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Dot, Few, check};
-use crate::cpu::decode::{Codebook, STEP};
+use super::{AHEAD, Dot, Few, FourBitRows, check};
+use crate::cpu::decode::STEP;
 use crate::cpu::simd::Isa;
 
 /// Vectors of sixteen.
@@ -65,26 +65,17 @@ impl Dot for Avx512 {
         unsafe { dot_f16::<T>(row, x) }
     }
 
-    fn bf16<const T: usize>(row: &[bf16], x: Few<'_>) -> [f32; T] {
-        check(x, T, row.len());
+    fn bf16<const T: usize>(rows: &[bf16], x: Few<'_>, sums: &mut [[f32; T]]) {
+        check(x, T, rows.len() / sums.len().max(1));
         // SAFETY: as above.
-        unsafe { dot_bf16::<T>(row, x) }
+        unsafe { dots_bf16::<T>(rows, x, sums) }
     }
 
-    fn four_bit<const T: usize>(
-        book: &Codebook,
-        codes: &[u8],
-        first: usize,
-        shift: u32,
-        scales: &[f32],
-        x: Few<'_>,
-    ) -> [f32; T] {
-        let depth = codes.len() * 2;
+    fn four_bit<const T: usize>(rows: FourBitRows<'_>, x: Few<'_>, sums: &mut [[f32; T]]) {
+        let depth = rows.check(sums.len());
         check(x, T, depth.next_multiple_of(GROUP));
-        assert!(depth.is_multiple_of(STEP));
-        assert!(depth == 0 || (first + depth - 1) >> shift < scales.len(), "too few scales");
         // SAFETY: as above, and there is a scale for every code.
-        unsafe { dot_four_bit::<T>(book, codes, first, shift, scales, x) }
+        unsafe { dots_four_bit::<T>(rows, depth, x, sums) }
     }
 }
 
@@ -149,6 +140,18 @@ unsafe fn dot_f16<const T: usize>(row: &[f16], x: Few<'_>) -> [f32; T] {
 /// # Safety
 /// As [`dot_f32`]; the columns of `x` are in [`Dot::BF16_ORDER`].
 #[target_feature(enable = "avx512f,avx512vl,avx512bw")]
+unsafe fn dots_bf16<const T: usize>(rows: &[bf16], x: Few<'_>, out: &mut [[f32; T]]) {
+    let depth = rows.len() / out.len().max(1);
+    for (number, out) in out.iter_mut().enumerate() {
+        // SAFETY: `x` has `T` rows as long as this one.
+        *out = unsafe { dot_bf16(&rows[number * depth..(number + 1) * depth], x) };
+    }
+}
+
+/// # Safety
+/// As [`dots_bf16`], with one row.
+#[target_feature(enable = "avx512f,avx512vl,avx512bw")]
+#[inline]
 unsafe fn dot_bf16<const T: usize>(row: &[bf16], x: Few<'_>) -> [f32; T] {
     let mut sums = [[_mm512_setzero_ps(); 2]; T];
     let high = _mm512_set1_epi32(0xFFFF_0000_u32 as i32);
@@ -156,7 +159,9 @@ unsafe fn dot_bf16<const T: usize>(row: &[bf16], x: Few<'_>) -> [f32; T] {
     for done in (0..whole).step_by(32) {
         // SAFETY: 32 elements from `done` lie inside the row and every row of `x`.
         unsafe {
-            let pairs = _mm512_loadu_si512(row.as_ptr().add(done).cast());
+            let pairs = row.as_ptr().add(done);
+            _mm_prefetch::<_MM_HINT_T0>(pairs.wrapping_byte_add(AHEAD).cast());
+            let pairs = _mm512_loadu_si512(pairs.cast());
             let even = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs));
             let odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, high));
             for (t, sums) in sums.iter_mut().enumerate() {
@@ -189,26 +194,41 @@ unsafe fn dot_bf16<const T: usize>(row: &[bf16], x: Few<'_>) -> [f32; T] {
 }
 
 /// # Safety
-/// The processor has the instructions; `codes` are a whole number of steps; `x` has `T` rows as long as them, in
-/// [`Dot::FOUR_BIT_ORDER`] and filled up with zeros to whole groups; every code has its scale.
+/// The processor has the instructions; `x` has `T` rows of `depth` elements, whole steps, in
+/// [`Dot::FOUR_BIT_ORDER`] and filled up with zeros to whole groups; there are `out.len()` rows of `depth` codes, and
+/// every code has its scale.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
-unsafe fn dot_four_bit<const T: usize>(
-    book: &Codebook,
-    codes: &[u8],
-    first: usize,
-    shift: u32,
-    scales: &[f32],
+unsafe fn dots_four_bit<const T: usize>(
+    rows: FourBitRows<'_>,
+    depth: usize,
     x: Few<'_>,
-) -> [f32; T] {
+    out: &mut [[f32; T]],
+) {
     // SAFETY: there are sixteen levels.
-    let levels = unsafe { _mm512_loadu_ps(book.levels.as_ptr()) };
+    let levels = unsafe { _mm512_loadu_ps(rows.book.levels.as_ptr()) };
+    for (number, out) in out.iter_mut().enumerate() {
+        let codes = &rows.codes[number * depth / 2..(number + 1) * depth / 2];
+        let rows = FourBitRows { codes, first: rows.first + number * depth, ..rows };
+        // SAFETY: this is one of the rows.
+        *out = unsafe { dot_four_bit(levels, rows, x) };
+    }
+}
+
+/// # Safety
+/// As [`dots_four_bit`], with one row.
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
+#[inline]
+unsafe fn dot_four_bit<const T: usize>(levels: __m512, row: FourBitRows<'_>, x: Few<'_>) -> [f32; T] {
+    let FourBitRows { codes, first, shift, scales, .. } = row;
     let depth = codes.len() * 2;
     let mut sums = [_mm512_setzero_ps(); T];
     for start in (0..depth).step_by(GROUP) {
         let present = lanes((depth - start) / 8);
         // SAFETY: the words read lie inside the codes; scales exist up to that of the last code; `x` has whole groups.
         unsafe {
-            let mut words = _mm512_maskz_loadu_epi32(present, codes.as_ptr().add(start / 2).cast());
+            let words = codes.as_ptr().add(start / 2);
+            _mm_prefetch::<_MM_HINT_T0>(words.wrapping_add(AHEAD).cast());
+            let mut words = _mm512_maskz_loadu_epi32(present, words.cast());
             let mut partial = [_mm512_setzero_ps(); T];
             for nibble in 0..8 {
                 // The permutation looks at the low four bits of a lane.

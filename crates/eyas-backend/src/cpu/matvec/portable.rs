@@ -2,8 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{Dot, Few};
-use crate::cpu::decode::Codebook;
+use super::{Dot, Few, FourBitRows};
 
 /// Plain loops, with as many sums as a compiler needs to use vectors.
 pub(super) struct Portable;
@@ -21,23 +20,25 @@ impl Dot for Portable {
         dot(row.len(), |i| row[i].to_f32(), x)
     }
 
-    fn bf16<const T: usize>(row: &[bf16], x: Few<'_>) -> [f32; T] {
-        dot(row.len(), |i| f32::from_bits(u32::from(row[i].to_bits()) << 16), x)
+    fn bf16<const T: usize>(rows: &[bf16], x: Few<'_>, sums: &mut [[f32; T]]) {
+        let depth = rows.len() / sums.len().max(1);
+        for (row, sums) in sums.iter_mut().enumerate() {
+            let values = &rows[row * depth..][..depth];
+            *sums = dot(depth, |i| f32::from_bits(u32::from(values[i].to_bits()) << 16), x);
+        }
     }
 
-    fn four_bit<const T: usize>(
-        book: &Codebook,
-        codes: &[u8],
-        first: usize,
-        shift: u32,
-        scales: &[f32],
-        x: Few<'_>,
-    ) -> [f32; T] {
-        let value = |i: usize| {
-            let code = if i.is_multiple_of(2) { codes[i / 2] >> 4 } else { codes[i / 2] & 15 };
-            book.levels[usize::from(code)] * scales[(first + i) >> shift]
-        };
-        dot(codes.len() * 2, value, x)
+    fn four_bit<const T: usize>(rows: FourBitRows<'_>, x: Few<'_>, sums: &mut [[f32; T]]) {
+        let FourBitRows { book, codes, first, shift, scales } = rows;
+        let depth = rows.check(sums.len());
+        for (row, sums) in sums.iter_mut().enumerate() {
+            let value = |i: usize| {
+                let i = row * depth + i;
+                let code = if i.is_multiple_of(2) { codes[i / 2] >> 4 } else { codes[i / 2] & 15 };
+                book.levels[usize::from(code)] * scales[(first + i) >> shift]
+            };
+            *sums = dot(depth, value, x);
+        }
     }
 }
 
