@@ -41,6 +41,13 @@ impl Answer {
 /// What a step made of one sequence, as text.
 #[derive(Debug)]
 pub enum TextEvent {
+    /// Log-probabilities of prompt tokens, as in [`Event::Prompt`].
+    Prompt {
+        /// The sequence.
+        sequence: SequenceId,
+        /// Those of the next tokens of the prompt.
+        logprobs: Vec<TokenLogprobs>,
+    },
     /// A token.
     Token {
         /// The sequence.
@@ -136,6 +143,7 @@ impl<'m, B: Backend> Generator<'m, B> {
 
     fn text_event(&mut self, event: Event) -> TextEvent {
         match event {
+            Event::Prompt { sequence, logprobs } => TextEvent::Prompt { sequence, logprobs },
             Event::Failed { sequence, error } => {
                 self.streams.remove(&sequence);
                 TextEvent::Failed { sequence, error }
@@ -230,6 +238,7 @@ impl<'m, B: Backend> Generator<'m, B> {
                     TextEvent::Token { sequence, token, text, logprobs, finish } => {
                         (sequence, token, text, logprobs, finish)
                     }
+                    TextEvent::Prompt { .. } => continue,
                     TextEvent::Failed { error, .. } => return Err(error),
                 };
                 let Some((number, answer, start)) = running.get_mut(&sequence) else { continue };
