@@ -41,6 +41,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Compare(args) => commands::compare::run(args),
         Command::Generate(args) => commands::generate::run(args),
         Command::Chat(args) => commands::chat::run(args),
+        Command::Serve(args) => commands::serve::run(args),
         Command::Recipe => commands::recipe::run(),
     }
 }

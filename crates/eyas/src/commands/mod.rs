@@ -5,4 +5,5 @@ pub mod compare;
 pub mod demo;
 pub mod generate;
 pub mod recipe;
+pub mod serve;
 pub mod train;

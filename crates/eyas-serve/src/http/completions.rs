@@ -1,0 +1,200 @@
+//! `/v1/completions`: raw continuation, and scoring of prompts with `echo` and `logprobs`.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::response::Response;
+use eyas_generate::{FinishReason, SamplingParams, TokenLogprobs};
+use serde_json::{Value, json};
+
+use super::chat::blocking;
+use super::run::{Answering, Head, collect, finish_name, stream, usage};
+use super::{App, body};
+use crate::answerer::{Ask, Said};
+use crate::openai::completion::CompletionRequest;
+use crate::openai::logprobs::CompletionLogprobs;
+use crate::openai::{ApiError, Common};
+
+/// Tokens of an answer where nothing is said, as OpenAI has it.
+const DEFAULT_TOKENS: usize = 16;
+
+/// Continues prompts.
+pub(super) async fn answer(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    let bytes = body::read(&app, request).await?;
+    let common: Common = body::parse(&bytes)?;
+    let completion: CompletionRequest = body::parse(&bytes)?;
+    drop(bytes);
+    let (place, model) = app.model(common.model.as_deref())?;
+    let n = common.choices(app.config.limits.max_sequences)?;
+    completion.check_supported(n)?;
+    let reported = completion.reported()?;
+    let mut params = common.params(&SamplingParams::default(), app.models.vocab())?;
+    params.logprobs = reported;
+    let echo = completion.echo.unwrap_or(false);
+
+    let shared = Arc::clone(&app);
+    let prompts =
+        blocking(move || completion.prompts(shared.models.tokenizer(), shared.models.vocab())).await??;
+    let most = app.config.limits.max_sequences;
+    if prompts.len().saturating_mul(n) > most {
+        let reason = format!("{} prompts with n = {n} are more than {most} sequences", prompts.len());
+        return Err(ApiError::invalid("prompt", reason));
+    }
+    let mut asks = Vec::with_capacity(prompts.len() * n);
+    let mut only_prompt = false;
+    for prompt in &prompts {
+        let tokens = common.length(common.max_tokens, DEFAULT_TOKENS, prompt.len(), app.models.positions());
+        let tokens = tokens.map_err(|error| ApiError {
+            param: Some("prompt".into()),
+            message: error.message.replace("messages: ", "prompt: "),
+            ..error
+        })?;
+        if tokens == 0 && !echo {
+            return Err(ApiError::invalid("max_tokens", "is 0, which asks for nothing without \"echo\": true"));
+        }
+        only_prompt = tokens == 0;
+        for stream in 0..n as u32 {
+            asks.push(Ask {
+                model: place,
+                prompt: prompt.clone(),
+                // The engine ends with a token, which is not reported then.
+                params: SamplingParams { max_new_tokens: tokens.max(1), ..params.clone() },
+                stream,
+                prompt_logprobs: reported.filter(|_| echo),
+            });
+        }
+    }
+    let streams = common.streams();
+    let tokenizer = app.models.tokenizer();
+    let mut choices = Vec::with_capacity(asks.len());
+    for ask in &asks {
+        choices.push(Choice::new(&app, ask, echo, tokenizer)?);
+    }
+    let answer = CompletionAnswer {
+        head: Head::new("cmpl", "text_completion", &model.id, streams && common.includes_usage()),
+        choices,
+        prompt_tokens: prompts.iter().map(Vec::len).sum(),
+        only_prompt,
+        streams,
+        app: Arc::clone(&app),
+    };
+    let running = app.submit(asks)?;
+    if streams { Ok(stream(running, answer)) } else { collect(running, answer).await }
+}
+
+/// All continuations of one request.
+struct CompletionAnswer {
+    head: Head,
+    app: Arc<App>,
+    choices: Vec<Choice>,
+    prompt_tokens: usize,
+    /// Only the prompts are wanted.
+    only_prompt: bool,
+    streams: bool,
+}
+
+/// One continuation.
+struct Choice {
+    /// The prompt's ids where its log-probabilities are wanted.
+    prompt: Vec<u32>,
+    /// Prompt tokens whose log-probabilities came.
+    scored: usize,
+    /// Text that is not yet sent.
+    text: String,
+    logprobs: Option<CompletionLogprobs>,
+    tokens: usize,
+    finish: Option<FinishReason>,
+}
+
+impl Choice {
+    fn new(app: &App, ask: &Ask, echo: bool, tokenizer: &eyas_data::Tokenizer) -> Result<Self, ApiError> {
+        let text = match echo {
+            true => tokenizer.decode(&ask.prompt, false).map_err(|error| ApiError::internal(error.to_string()))?,
+            false => String::new(),
+        };
+        let mut choice = Self {
+            prompt: Vec::new(),
+            scored: 0,
+            text,
+            logprobs: ask.params.logprobs.map(|_| CompletionLogprobs::default()),
+            tokens: 0,
+            finish: None,
+        };
+        if ask.prompt_logprobs.is_some() {
+            choice.prompt = ask.prompt.clone();
+            choice.score(app, None);
+        }
+        Ok(choice)
+    }
+
+    /// Notes the next token of the prompt.
+    fn score(&mut self, app: &App, found: Option<&TokenLogprobs>) {
+        if let (Some(logprobs), Some(&id)) = (&mut self.logprobs, self.prompt.get(self.scored)) {
+            logprobs.push(app.models.tokenizer(), id, found);
+            self.scored += 1;
+        }
+    }
+
+    fn logprobs(&mut self) -> Value {
+        self.logprobs.as_mut().map_or(Value::Null, CompletionLogprobs::take)
+    }
+
+    fn json(&mut self, index: usize) -> Value {
+        json!({
+            "index": index,
+            "text": std::mem::take(&mut self.text),
+            "logprobs": self.logprobs(),
+            "finish_reason": self.finish.map(finish_name),
+        })
+    }
+}
+
+impl Answering for CompletionAnswer {
+    fn take(&mut self, number: usize, said: Said, chunks: &mut VecDeque<Value>) {
+        let choice = &mut self.choices[number];
+        match said {
+            Said::Prompt(found) => {
+                found.iter().for_each(|logprobs| choice.score(&self.app, Some(logprobs)));
+                return;
+            }
+            Said::Token { finish, .. } if self.only_prompt => choice.finish = finish,
+            Said::Token { token, text, logprobs, finish } => {
+                choice.tokens += 1;
+                choice.text.push_str(&text);
+                choice.finish = finish;
+                if let (Some(list), Some(found)) = (&mut choice.logprobs, &logprobs) {
+                    list.push(self.app.models.tokenizer(), token, Some(found));
+                }
+            }
+            Said::Failed(_) => return,
+        }
+        let has_news = !choice.text.is_empty() || choice.logprobs.is_some() || choice.finish.is_some();
+        if self.streams && has_news {
+            let choice = choice.json(number);
+            chunks.push_back(self.head.with(vec![choice]));
+        }
+    }
+
+    fn end(&mut self, chunks: &mut VecDeque<Value>) {
+        if self.head.includes_usage {
+            let mut last = self.head.with(Vec::new());
+            last["usage"] = self.usage();
+            chunks.push_back(last);
+        }
+    }
+
+    fn whole(mut self) -> Value {
+        let usage = self.usage();
+        let choices = self.choices.iter_mut().enumerate().map(|(index, choice)| choice.json(index));
+        let mut value = self.head.with(choices.collect());
+        value["usage"] = usage;
+        value
+    }
+}
+
+impl CompletionAnswer {
+    fn usage(&self) -> Value {
+        usage(self.prompt_tokens, self.choices.iter().map(|choice| choice.tokens).sum())
+    }
+}
