@@ -120,6 +120,13 @@ test("addresses that do harm are no links, in any spelling", () => {
   }
 });
 
+test("a sign after a bare address is not part of it", () => {
+  for (const sign of [".", ",", ")", "\uff0c", "\u3002", "\uff09"]) {
+    const [{ children }] = parse(`see https://example.org/a${sign}`);
+    assert.equal(children.find((c) => c.type === "link").href, "https://example.org/a", sign);
+  }
+});
+
 test("a host of look-alike letters is shown as what it is", () => {
   assert.equal(safeUrl("https://аpple.com/")?.host, "xn--pple-43d.com");
 });

@@ -113,6 +113,8 @@ test("Chinese sentences are told apart without spaces", () => {
   const heard = [];
   new Announcer((text) => heard.push(text), () => 0).update("先睡好。然後");
   assert.deepEqual(heard, ["先睡好。"]);
+  new Announcer((text) => heard.push(text), () => 0).update("睡得好嗎\uff1f然後");
+  assert.deepEqual(heard.slice(1), ["睡得好嗎\uff1f"]);
 });
 
 test("a reminder is due after so many questions or minutes, and again", () => {

@@ -38,3 +38,7 @@ test("every key that is used has words, and all words are used", () => {
   const made = /^(mood|theme|trouble|example|aim|before\.is|before\.is_not|settings|data|care|answer)\./;
   for (const key of Object.keys(en)) assert.ok(source.includes(`"${key}"`) || made.test(key), `${key} is not used`);
 });
+
+test("Chinese words use Chinese signs", () => {
+  for (const [key, text] of Object.entries(zh)) assert.doesNotMatch(text, /\p{Script=Han}[,:;?!(]|[,;?!)]\p{Script=Han}/u, key);
+});

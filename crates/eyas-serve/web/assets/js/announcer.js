@@ -30,7 +30,7 @@ export class Announcer {
 /** @param {string} text */
 function lastSentenceEnd(text) {
   let end = 0;
-  for (const match of text.matchAll(/[.!?](?=\s)|[。!?]|\n/gu)) {
+  for (const match of text.matchAll(/[.!?](?=\s)|[\u3002\uff01\uff1f]|\n/gu)) {
     // The dot of a list number ends no sentence.
     if (match[0] === "." && /(^|\s)\d+$/.test(text.slice(0, match.index))) continue;
     end = match.index + match[0].length;

@@ -100,6 +100,6 @@ export function smsUrl(sms) {
   const numbers = sms.match(/\+?\d[\d\s-]{1,17}\d/g) ?? [];
   if (numbers.length !== 1) return null;
   const number = numbers[0].replace(/[\s-]/g, "");
-  const word = /(?:^|[\s「“"'])([A-Z]{3,12})(?=$|[\s」”"'])/.exec(sms.replace(numbers[0], " "))?.[1];
+  const word = /(?:^|[\s\u300c“"'])([A-Z]{3,12})(?=$|[\s\u300d”"'])/.exec(sms.replace(numbers[0], " "))?.[1];
   return `sms:${number}${word ? `?body=${word}` : ""}`;
 }

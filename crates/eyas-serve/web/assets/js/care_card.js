@@ -4,7 +4,7 @@
  */
 import { asHelp, smsUrl, telUrl } from "./care.js";
 import { drawing, h } from "./dom.js";
-import { currentLanguage, say, t } from "./i18n.js";
+import { currentLanguage, date, say, t } from "./i18n.js";
 import { safeUrl } from "./markdown.js";
 import { MarkdownView } from "./markdown_dom.js";
 
@@ -93,7 +93,7 @@ function lineItem(line) {
     h(
       "p.small.soft",
       {},
-      [line.hours, languages.join(t("list")), t("care.checked", { date: line.checked })].filter(Boolean).join(" · "),
+      [line.hours, languages.join(t("list")), t("care.checked", { date: date(line.checked, { dateStyle: "medium" }) })].filter(Boolean).join(" · "),
     ),
   );
 }

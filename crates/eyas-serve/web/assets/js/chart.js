@@ -8,6 +8,7 @@
 import { h, svg } from "./dom.js";
 import { date, t } from "./i18n.js";
 
+const DAY_MS = 86_400_000;
 const HEIGHT = 260;
 const MARGIN = { top: 14, right: 16, bottom: 34, left: 40 };
 
@@ -60,8 +61,11 @@ function draw(series, width) {
       svg("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, series.labels?.(value) ?? String(value)),
     );
   }
+  // Within some days the hour tells the ends apart.
+  /** @type {Intl.DateTimeFormatOptions} */
+  const style = span < 2 * DAY_MS ? { month: "numeric", day: "numeric", hour: "numeric", minute: "2-digit" } : { dateStyle: "medium" };
   for (const [time, anchor] of span ? [[first, "start"], [last, "end"]] : [[first, "middle"]]) {
-    root.append(svg("text", { x: x(time), y: HEIGHT - 10, "text-anchor": anchor }, date(time, { dateStyle: "medium" })));
+    root.append(svg("text", { x: x(time), y: HEIGHT - 10, "text-anchor": anchor }, date(time, style)));
   }
   root.append(svg("polyline", { class: "line", points: points.map((p, i) => `${x(times[i])},${y(p.value)}`).join(" ") }));
   points.forEach((point, i) => {

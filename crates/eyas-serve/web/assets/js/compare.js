@@ -217,6 +217,7 @@ class Round {
         button(null, "compare.tie", ""),
       ),
     );
+    this.vote.scrollIntoView({ block: "nearest", behavior: "instant" });
   }
 
   /** @param {string | null} preferred */

@@ -78,11 +78,17 @@ function speak(node) {
   }
 }
 
+/** The language with the region that the browser prefers, for dates and numbers as people there write them. */
+function locale() {
+  const tags = globalThis.navigator?.languages ?? [];
+  return tags.find((tag) => chooseLanguage(null, [tag]) === language && tag.slice(0, 2) === language.slice(0, 2)) ?? language;
+}
+
 /** @param {string | number | Date} when @param {Intl.DateTimeFormatOptions} [options] */
 export function date(when, options = { dateStyle: "medium", timeStyle: "short" }) {
   const value = new Date(when);
-  return Number.isNaN(value.getTime()) ? "" : new Intl.DateTimeFormat(language, options).format(value);
+  return Number.isNaN(value.getTime()) ? "" : new Intl.DateTimeFormat(locale(), options).format(value);
 }
 
 /** @param {number} value */
-export const number = (value) => new Intl.NumberFormat(language).format(value);
+export const number = (value) => new Intl.NumberFormat(locale()).format(value);

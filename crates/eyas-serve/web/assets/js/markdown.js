@@ -200,7 +200,7 @@ export function inline(text, links = true) {
       i = found.end;
     } else if (links && c === "h" && text.startsWith("https://", i) && !/\w/.test(text[i - 1] ?? "")) {
       const raw = /^[^\s<>"'`*\\^{}|]+/.exec(text.slice(i, i + MAX_URL))?.[0] ?? "";
-      const url = raw.replace(/[.,;:!?)\]'。,、;:!?」』)]+$/u, "");
+      const url = raw.replace(/[.,;:!?)\]'\u3001\u3002\u300d\u300f\uff01\uff09\uff0c\uff1a\uff1b\uff1f]+$/u, "");
       const target = safeUrl(url);
       flush();
       if (target) nodes.push({ type: "link", ...target, children: [{ type: "text", text: url }] });

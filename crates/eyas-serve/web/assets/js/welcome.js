@@ -1,7 +1,7 @@
 /**
  * What people see before the first question: what this is and is not, and an acknowledgement; then examples.
  */
-import { drawing, h } from "./dom.js";
+import { drawing, h, svg } from "./dom.js";
 import { t } from "./i18n.js";
 
 const AIMS = /** @type {const} */ ([
@@ -22,10 +22,23 @@ export function welcome(app, { ask, begin }) {
   return h(
     "div.welcome",
     {},
+    horizon(),
     h("h1", {}, app.page.title),
     h("p.lead", { say: "welcome.lead" }),
     h("ul.aims", {}, ...AIMS.map(([icon, key]) => h("li", {}, drawing(icon), h("span", { say: key })))),
     app.acknowledged ? examples(ask) : before(app, begin),
+  );
+}
+
+/** Hills at dawn, and a young falcon above them. */
+function horizon() {
+  return svg(
+    "svg",
+    { viewBox: "0 0 480 190", class: "horizon", "aria-hidden": "true", focusable: "false" },
+    svg("circle", { class: "sun", cx: 318, cy: 96, r: 44 }),
+    svg("path", { class: "far", d: "M60 190C130 150 190 118 250 122 330 128 380 92 480 84V190Z" }),
+    svg("path", { class: "near", d: "M150 190C230 168 270 150 330 156 390 162 430 134 480 128V190Z" }),
+    svg("path", { class: "bird", d: "M220 62C231 51 243 50 251 57 257 45 271 37 289 38 276 44 266 54 260 65 256 63 250 64 246 69 247 64 247 61 244 59 237 57 229 58 220 62Z" }),
   );
 }
 
