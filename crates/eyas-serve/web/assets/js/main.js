@@ -3,6 +3,7 @@
  */
 import { App } from "./app.js";
 import { ApiError } from "./api.js";
+import { openDialog } from "./dialogs.js";
 import { drawing, h } from "./dom.js";
 import { chooseLanguage, loadLanguage } from "./i18n.js";
 import { Side } from "./side.js";
@@ -24,7 +25,7 @@ async function start() {
   const help = /** @type {HTMLElement} */ (document.getElementById("help"));
   if (!help.childElementCount) {
     help.append(drawing("phone"), h("span", { say: "help" }));
-    help.addEventListener("click", async () => (await import("./help_dialog.js")).openHelp(app));
+    help.addEventListener("click", showHelp);
   }
   const main = /** @type {HTMLElement} */ (document.getElementById("main"));
   try {
@@ -49,7 +50,17 @@ async function start() {
   if (!app.store.lasting) main.prepend(h("p.notice", { say: "storage.none" }));
   await route(false);
   document.documentElement.dataset.ready = "";
+  performance.mark("eyas:ready");
   whenIdle(prepare);
+}
+
+/** Even where the dialog's own parts cannot be loaded any more, the words that name a number are there. */
+async function showHelp() {
+  try {
+    (await import("./help_dialog.js")).openHelp(app);
+  } catch {
+    openDialog("help.heading", [h("p", { say: "help.text" }), h("p", { say: "care.unreachable" })]);
+  }
 }
 
 /** Once the page stands: what the first question needs, and help, which must be there even when the server is not. */
