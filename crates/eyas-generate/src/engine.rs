@@ -120,6 +120,8 @@ pub enum FinishReason {
     Stop,
     /// It reached `max_new_tokens`, or the end of its slot.
     Length,
+    /// Whoever asked wanted no more of it. The engine itself never says so.
+    Interrupted,
 }
 
 /// What a step made of one sequence.

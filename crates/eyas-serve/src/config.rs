@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use crate::care::CareSettings;
+use crate::storage::Storage;
+
 /// How the server behaves.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Config {
     /// The page's title.
     pub title: String,
@@ -14,6 +17,10 @@ pub struct Config {
     /// Names under which the server may be called, without port; `None` accepts any. On a loopback address a list
     /// keeps other sites from reaching the server through a name of theirs that points here (DNS rebinding).
     pub allowed_hosts: Option<Vec<String>>,
+    /// The safety layer.
+    pub care: CareSettings,
+    /// Where conversations are stored, if anywhere.
+    pub storage: Option<Storage>,
     /// How much the server takes on.
     pub limits: Limits,
     /// How long running answers have after a request to stop.
@@ -27,6 +34,8 @@ impl Default for Config {
             api_key: None,
             cors_origins: Vec::new(),
             allowed_hosts: None,
+            care: CareSettings::default(),
+            storage: None,
             limits: Limits::default(),
             grace: Duration::from_secs(10),
         }

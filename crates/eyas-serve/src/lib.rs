@@ -5,6 +5,7 @@
 //! away, closes its channels, and the worker frees the slots before its next step.
 
 pub mod answerer;
+mod care;
 pub mod config;
 mod error;
 pub mod fake;
@@ -17,11 +18,14 @@ mod prompt;
 mod queue;
 mod random;
 pub mod server;
+mod storage;
 mod worker;
 
 pub use answerer::{Answerer, Ask, Said, Ticket};
+pub use care::{CareMode, CareSettings};
 pub use config::{Config, Limits};
 pub use error::{Error, Result};
 pub use generator::EngineAnswerer;
 pub use models::{Models, ServedModel};
 pub use server::serve;
+pub use storage::Storage;

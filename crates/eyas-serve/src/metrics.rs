@@ -31,6 +31,7 @@ pub(crate) struct Metrics {
     pub generated_tokens: Counter,
     pub prompt_tokens: Counter,
     pub cancelled: Counter,
+    pub care_answers: Counter,
     pub first_token: Histogram,
     pub each_token: Histogram,
     /// Moving mean of how long a sequence runs, in seconds.
@@ -42,7 +43,7 @@ impl Metrics {
         let requests = Family::<RequestLabels, Counter>::default();
         let (queue, active, connections) = (Gauge::default(), Gauge::default(), Gauge::default());
         let generated_tokens: Counter<u64, AtomicU64> = Counter::default();
-        let (prompt_tokens, cancelled) = (Counter::default(), Counter::default());
+        let (prompt_tokens, cancelled, care_answers) = (Counter::default(), Counter::default(), Counter::default());
         let seconds = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
         let first_token = Histogram::new(seconds);
         let each_token = Histogram::new([0.001, 0.0025].into_iter().chain(seconds));
@@ -59,6 +60,7 @@ impl Metrics {
             "Sequences whose client went away or needed no more",
             cancelled.clone(),
         );
+        registry.register("care_answers", "Fixed answers to a concern", care_answers.clone());
         registry.register(
             "time_to_first_token_seconds",
             "From a request's arrival in the queue to its first token",
@@ -74,6 +76,7 @@ impl Metrics {
             generated_tokens,
             prompt_tokens,
             cancelled,
+            care_answers,
             first_token,
             each_token,
             mean_duration: Mutex::new(0.0),

@@ -18,7 +18,9 @@ pub(crate) fn chat(
     remember: Option<usize>,
     answer: usize,
 ) -> Result<Vec<u32>, ApiError> {
-    let safe = |text: &str| disarm(text, models.markers());
+    let markers: Vec<&str> = models.markers().iter().map(String::as_str).collect();
+    // The first sees through disguises; the second leaves no marker that the tokenizer would take for one.
+    let safe = |text: &str| disarm(&eyas_care::sanitize_turn(text, &markers), models.markers());
     let turns: Vec<Turn> = turns.iter().map(|turn| Turn::new(turn.role, safe(&turn.content))).collect();
     let positions = models.positions();
     match remember {

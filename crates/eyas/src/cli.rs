@@ -157,6 +157,18 @@ pub struct ChatArgs {
     pub system: Option<String>,
 }
 
+/// How far the safety layer reaches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum CareArg {
+    /// Chat: a concern is answered with help, and answers are checked
+    #[default]
+    On,
+    /// Chat and raw completions
+    Strict,
+    /// Nowhere
+    Off,
+}
+
 /// Options of `serve`.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
@@ -207,6 +219,21 @@ pub struct ServeArgs {
     /// Tokens of a conversation with its answer [default: the model's limit, at most 2048]
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<usize>,
+    /// The safety layer: in chat, in raw completions too, or not at all
+    #[arg(long, value_enum, default_value_t)]
+    pub care: CareArg,
+    /// A TOML file laid over the safety layer's rules, texts and helplines
+    #[arg(long, value_name = "FILE")]
+    pub care_rules: Option<PathBuf>,
+    /// Whose helplines are given where a person named no region: a country's two letters
+    #[arg(long, value_name = "XX")]
+    pub region: Option<String>,
+    /// Store conversations of those who consent; without it nothing that people write is kept
+    #[arg(long, value_name = "FOLDER", requires = "consent_text")]
+    pub store_conversations: Option<PathBuf>,
+    /// The text that they consent to
+    #[arg(long, value_name = "FILE", requires = "store_conversations")]
+    pub consent_text: Option<PathBuf>,
     /// The page's title
     #[arg(long, default_value = "Mental Health Conversational AI")]
     pub title: String,

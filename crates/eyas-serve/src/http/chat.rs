@@ -1,20 +1,23 @@
 //! `/v1/chat/completions`.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::{Request, State};
-use axum::response::Response;
-use eyas_data::{PromptFormat, conversation::HUMAN};
-use eyas_generate::{FinishReason, Tidy, TidyStream};
+use axum::response::{IntoResponse, Response};
+use eyas_care::{CareResponse, Language, ReminderKind};
+use eyas_data::{PromptFormat, Role, Turn, conversation::HUMAN};
 use serde_json::{Value, json};
 
-use super::run::{Answering, Head, collect, finish_name, stream, usage};
+use super::chat_answer::{ChatAnswer, Choice};
+use super::run::{Head, collect, events, stream, usage};
 use super::{App, body};
-use crate::answerer::{Ask, Said};
-use crate::openai::chat::ChatRequest;
-use crate::openai::{ApiError, Common, logprobs};
+use crate::answerer::Ask;
+use crate::care::{self, CareMode};
+use crate::openai::chat::{ChatRequest, Extension};
+use crate::openai::{ApiError, Common};
 use crate::prompt;
+use crate::storage::Exchange;
 
 /// Answers a conversation.
 pub(super) async fn answer(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
@@ -24,7 +27,7 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request) -> Res
     drop(bytes);
     chat.check_supported()?;
     let (place, model) = app.model(common.model.as_deref())?;
-    let turns = chat.turns()?;
+    let turns = Arc::new(chat.turns()?);
     let n = common.choices(app.config.limits.max_sequences)?;
     let reported = chat.reported()?;
     let extension = chat.eyas.clone().unwrap_or_default();
@@ -42,28 +45,50 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request) -> Res
     let asked = chat.max_completion_tokens.or(common.max_tokens);
     let default = model.defaults.max_new_tokens;
     let wanted = asked.map_or(default, |tokens| usize::try_from(tokens).unwrap_or(usize::MAX));
-
-    // A long conversation takes a while to turn into tokens, which must not hold up others.
-    let shared = Arc::clone(&app);
-    let prompt = blocking(move || {
-        let model = &shared.models.list()[place];
-        prompt::chat(&shared.models, model, &turns, remember, wanted)
-    })
-    .await??;
-    params.max_new_tokens = common.length(asked, default, prompt.len(), app.models.positions())?;
-    if params.max_new_tokens == 0 {
+    if wanted == 0 {
         return Err(ApiError::invalid("max_tokens", "is 0; an answer has at least one token"));
     }
 
+    // A long conversation takes a while to read, which must not hold up others.
+    let (shared, spoken) = (Arc::clone(&app), Arc::clone(&turns));
+    let (care, prompt) = blocking(move || {
+        let care = Careful::new(&shared, &spoken, &extension);
+        let model = &shared.models.list()[place];
+        let prompt = match care.concern {
+            Some(_) => Ok(Vec::new()),
+            None => prompt::chat(&shared.models, model, &spoken, remember, wanted),
+        };
+        (care, prompt)
+    })
+    .await?;
+    let prompt = prompt?;
+
     let streams = common.streams();
     let object = if streams { "chat.completion.chunk" } else { "chat.completion" };
-    let answer = ChatAnswer {
-        head: Head::new("chatcmpl", object, &model.id, streams && common.includes_usage()),
-        app: Arc::clone(&app),
-        choices: (0..n).map(|_| Choice::new(tidy)).collect(),
-        prompt_tokens: prompt.len(),
+    let head = Head::new("chatcmpl", object, &model.id, streams && common.includes_usage());
+    let kept = care.consented.then(|| Exchange {
+        model: model.id.clone(),
+        turns: turns.to_vec(),
+        answers: Vec::new(),
+        care: None,
+    });
+    if let Some(response) = &care.concern {
+        app.metrics.care_answers.inc();
+        store(&app, kept, vec![response.text.clone()], Some(json!(response.category)));
+        return Ok(care_answer(&head, response, &care, n, streams));
+    }
+    params.max_new_tokens = common.length(asked, default, prompt.len(), app.models.positions())?;
+    let question = last_question(&turns);
+    let guard = |_| app.cares(CareMode::On).map(|care_of| care_of.care.guard(question, care.language));
+    let answer = ChatAnswer::new(
+        Arc::clone(&app),
+        head,
+        (0..n).map(|number| Choice::new(tidy, guard(number))).collect(),
+        prompt.len(),
         streams,
-    };
+        care.reminder,
+        kept,
+    );
     let asks = (0..n as u32).map(|stream| Ask {
         model: place,
         prompt: prompt.clone(),
@@ -83,118 +108,84 @@ pub(super) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(failed)
 }
 
-/// All answers to one request.
-struct ChatAnswer {
-    head: Head,
-    app: Arc<App>,
-    choices: Vec<Choice>,
-    prompt_tokens: usize,
-    streams: bool,
-}
-
-/// One answer.
-struct Choice {
-    tidy: Option<TidyStream>,
-    text: String,
-    logprobs: Vec<Value>,
-    tokens: usize,
-    finish: Option<FinishReason>,
-    begun: bool,
-}
-
-impl Choice {
-    fn new(tidy: bool) -> Self {
-        Self {
-            tidy: tidy.then(|| Tidy::recipe().stream()),
-            text: String::new(),
-            logprobs: Vec::new(),
-            tokens: 0,
-            finish: None,
-            begun: false,
+/// Writes an exchange to disk, where the operator wants it and the person consented.
+pub(super) fn store(app: &Arc<App>, kept: Option<Exchange>, answers: Vec<String>, care: Option<Value>) {
+    let Some(exchange) = kept else { return };
+    let app = Arc::clone(app);
+    tokio::task::spawn_blocking(move || {
+        let exchange = Exchange { answers, care, ..exchange };
+        if let Some(Err(error)) = app.config.storage.as_ref().map(|storage| storage.store(&exchange)) {
+            tracing::error!("a conversation was not stored: {error}");
         }
-    }
+    });
+}
 
-    /// The text that may be shown now.
-    fn push(&mut self, text: String, finish: Option<FinishReason>) -> String {
-        let mut shown = match &mut self.tidy {
-            Some(tidy) => tidy.push(&text),
-            None => text,
+fn last_question(turns: &[Turn]) -> &str {
+    turns.iter().rfind(|turn| turn.role == Role::User).map_or("", |turn| &turn.content)
+}
+
+/// What the safety layer and the person's consent say about a request.
+struct Careful {
+    language: Language,
+    region: Option<String>,
+    concern: Option<CareResponse>,
+    /// Said before the answer.
+    reminder: Option<String>,
+    consented: bool,
+}
+
+impl Careful {
+    fn new(app: &App, turns: &[Turn], extension: &Extension) -> Self {
+        let last = last_question(turns);
+        let language = care::language(extension.language.as_deref(), last);
+        let region = app.config.care.region(extension.region.as_deref()).map(str::to_owned);
+        let care = app.cares(CareMode::On);
+        let concern = care.and_then(|care| care.answer(turns, region.as_deref(), language));
+        let reminder = care
+            .filter(|care| concern.is_none() && care.care.is_asking_if_human(last))
+            .map(|care| care.care.reminder(ReminderKind::Asked, language).to_owned());
+        let consented = match (&app.config.storage, &extension.consent) {
+            (Some(storage), Some(consent)) => consent == storage.consent_id(),
+            _ => false,
         };
-        if let Some(finish) = finish {
-            self.finish = Some(finish);
-            if let Some(tidy) = self.tidy.take() {
-                shown.push_str(&tidy.finish(finish != FinishReason::Length));
-            }
-        }
-        shown
-    }
-
-    fn logprobs(&mut self) -> Value {
-        match std::mem::take(&mut self.logprobs) {
-            found if found.is_empty() => Value::Null,
-            found => json!({"content": found, "refusal": null}),
-        }
+        Self { language, region, concern, reminder, consented }
     }
 }
 
-impl ChatAnswer {
-    fn chunk(&self, index: usize, delta: Value, logprobs: Value, finish: Option<&str>) -> Value {
-        let choice = json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish});
-        self.head.with(vec![choice])
-    }
-
-    fn completion_tokens(&self) -> usize {
-        self.choices.iter().map(|choice| choice.tokens).sum()
-    }
-}
-
-impl Answering for ChatAnswer {
-    fn take(&mut self, number: usize, said: Said, chunks: &mut VecDeque<Value>) {
-        let Said::Token { token, text, logprobs, finish } = said else { return };
-        let choice = &mut self.choices[number];
-        choice.tokens += 1;
-        if let Some(found) = logprobs {
-            choice.logprobs.push(logprobs::chat_token(self.app.models.tokenizer(), token, &found));
-        }
-        let shown = choice.push(text, finish);
-        if !self.streams {
-            choice.text.push_str(&shown);
-            return;
-        }
-        if !choice.begun {
-            choice.begun = true;
-            let delta = json!({"role": "assistant", "content": ""});
-            chunks.push_back(self.chunk(number, delta, Value::Null, None));
-        }
-        let logprobs = self.choices[number].logprobs();
-        if !shown.is_empty() || !logprobs.is_null() {
-            chunks.push_back(self.chunk(number, json!({"content": shown}), logprobs, None));
-        }
-        if let Some(finish) = finish {
-            chunks.push_back(self.chunk(number, json!({}), Value::Null, Some(finish_name(finish))));
-        }
-    }
-
-    fn end(&mut self, chunks: &mut VecDeque<Value>) {
-        if self.head.includes_usage {
-            let mut last = self.head.with(Vec::new());
-            last["usage"] = usage(self.prompt_tokens, self.completion_tokens());
-            chunks.push_back(last);
-        }
-    }
-
-    fn whole(mut self) -> Value {
-        let completion = self.completion_tokens();
-        let choices = self.choices.iter_mut().enumerate().map(|(index, choice)| {
+/// The fixed answer to a concern, in the shape of any other.
+fn care_answer(head: &Head, response: &CareResponse, care: &Careful, n: usize, streams: bool) -> Response {
+    let parts = json!({"care": care::parts(response, care.region.as_deref(), care.language)});
+    if !streams {
+        let choices = (0..n).map(|index| {
             json!({
                 "index": index,
-                "message": {"role": "assistant", "content": choice.text, "refusal": null},
-                "logprobs": choice.logprobs(),
-                "finish_reason": choice.finish.map(finish_name),
+                "message": {"role": "assistant", "content": response.text, "refusal": null},
+                "logprobs": null,
+                "finish_reason": "stop",
             })
         });
-        let mut value = self.head.with(choices.collect());
-        value["usage"] = usage(self.prompt_tokens, completion);
-        value
+        let mut value = head.with(choices.collect());
+        value["usage"] = usage(0, 0);
+        value["eyas"] = parts;
+        return Json(value).into_response();
     }
+    let chunk = |index: usize, delta: Value, finish: Value| {
+        head.with(vec![json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": finish})])
+    };
+    let mut chunks = Vec::new();
+    for index in 0..n {
+        let mut first = chunk(index, json!({"role": "assistant", "content": ""}), Value::Null);
+        first["eyas"] = parts.clone();
+        chunks.push(first);
+        for line in response.text.split_inclusive('\n') {
+            chunks.push(chunk(index, json!({"content": line}), Value::Null));
+        }
+        chunks.push(chunk(index, json!({}), json!("stop")));
+    }
+    if head.includes_usage {
+        let mut last = head.with(Vec::new());
+        last["usage"] = usage(0, 0);
+        chunks.push(last);
+    }
+    events(futures_util::stream::iter(chunks))
 }

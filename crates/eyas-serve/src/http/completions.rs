@@ -151,12 +151,12 @@ impl Choice {
 }
 
 impl Answering for CompletionAnswer {
-    fn take(&mut self, number: usize, said: Said, chunks: &mut VecDeque<Value>) {
+    fn take(&mut self, number: usize, said: Said, chunks: &mut VecDeque<Value>) -> bool {
         let choice = &mut self.choices[number];
         match said {
             Said::Prompt(found) => {
                 found.iter().for_each(|logprobs| choice.score(&self.app, Some(logprobs)));
-                return;
+                return true;
             }
             Said::Token { finish, .. } if self.only_prompt => choice.finish = finish,
             Said::Token { token, text, logprobs, finish } => {
@@ -167,13 +167,14 @@ impl Answering for CompletionAnswer {
                     list.push(self.app.models.tokenizer(), token, Some(found));
                 }
             }
-            Said::Failed(_) => return,
+            Said::Failed(_) => return true,
         }
         let has_news = !choice.text.is_empty() || choice.logprobs.is_some() || choice.finish.is_some();
         if self.streams && has_news {
             let choice = choice.json(number);
             chunks.push_back(self.head.with(vec![choice]));
         }
+        true
     }
 
     fn end(&mut self, chunks: &mut VecDeque<Value>) {

@@ -2,7 +2,9 @@
 
 mod assets;
 mod body;
+mod care;
 mod chat;
+mod chat_answer;
 mod completions;
 pub(crate) mod connection;
 mod layers;
@@ -20,6 +22,7 @@ use serde_json::{Value, json};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
+use crate::care::{CareMode, CareSettings};
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::models::Models;
@@ -52,7 +55,11 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/health", get(health))
         .route("/", get(assets::index))
         .route("/assets/{*path}", get(assets::file))
-        .route("/api/page", get(page::page));
+        .route("/api/page", get(page::page))
+        .route("/api/care/regions", get(care::regions))
+        .route("/api/care/helplines", get(care::helplines))
+        .route("/api/care/reminders", get(care::reminders))
+        .route("/api/care/questionnaires", get(care::questionnaires));
     let mut routes = guarded
         .merge(open)
         .method_not_allowed_fallback(method_not_allowed)
@@ -143,6 +150,11 @@ impl App {
             };
         };
         self.models.find(id).ok_or_else(|| ApiError::model_not_found(id, &self.known()))
+    }
+
+    /// The safety layer, where it reaches as far as this.
+    fn cares(&self, least: CareMode) -> Option<&CareSettings> {
+        Some(&self.config.care).filter(|care| care.mode >= least)
     }
 
     fn known(&self) -> String {

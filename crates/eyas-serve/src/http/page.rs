@@ -7,6 +7,8 @@ use axum::extract::State;
 use serde_json::{Value, json};
 
 use super::App;
+use crate::care::CareMode;
+use crate::storage::Storage;
 
 /// Everything that the page shows before the first message.
 pub(super) async fn page(State(app): State<Arc<App>>) -> Json<Value> {
@@ -21,6 +23,7 @@ pub(super) async fn page(State(app): State<Arc<App>>) -> Json<Value> {
         .collect();
     // The last one is the newest adapter, or the base where there is none.
     let defaults = app.models.list().last().map(|model| &model.defaults);
+    let storage = app.config.storage.as_ref();
     let longest = app.models.positions().saturating_sub(1);
     Json(json!({
         "title": app.config.title,
@@ -35,13 +38,17 @@ pub(super) async fn page(State(app): State<Arc<App>>) -> Json<Value> {
             "system": null,
             "tidy": true,
         },
-        "care": {"enabled": false, "default_region": null},
+        "care": {"enabled": app.cares(CareMode::On).is_some(), "default_region": app.config.care.default_region},
         "limits": {
             "max_prompt_tokens": longest,
             "max_tokens": longest,
             "max_body": app.config.limits.max_body,
         },
-        "storage": {"enabled": false, "consent_text": null, "consent_id": null},
+        "storage": {
+            "enabled": storage.is_some(),
+            "consent_text": storage.map(Storage::consent_text),
+            "consent_id": storage.map(Storage::consent_id),
+        },
         "auth": {"required": app.config.api_key.is_some()},
     }))
 }

@@ -1,14 +1,16 @@
 //! A request's sequences while they run: one stream of what they say.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Json;
-use axum::http::{HeaderName, header};
+use axum::http::{HeaderName, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use eyas_generate::FinishReason;
-use futures_util::stream::{SelectAll, Stream, StreamExt};
+use futures_util::stream::{Stream, StreamExt};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -18,37 +20,29 @@ use crate::openai::ApiError;
 use crate::queue::Refused;
 use crate::random;
 
-/// Channels of a request's sequences.
-type Channel = std::pin::Pin<Box<dyn Stream<Item = (usize, Said)> + Send>>;
-
 /// The sequences of a request. Dropping it ends them.
 pub(super) struct Running {
-    channels: SelectAll<Channel>,
-    /// Sequences that have not ended.
-    left: usize,
+    /// `None` after the end.
+    receivers: Vec<Option<UnboundedReceiver<Said>>>,
+    /// Whose turn it is to be looked at first.
+    first: usize,
 }
 
 impl App {
     /// Puts sequences into the queue.
     pub(super) fn submit(&self, asks: Vec<Ask>) -> Result<Running, ApiError> {
-        let left = asks.len();
         let receivers = self.queue.push(asks).map_err(|refused| match refused {
             Refused::Closed => ApiError::shutting_down(),
             Refused::Full(waiting) => ApiError {
                 retry_after: Some(self.metrics.retry_after(waiting, self.slots)),
                 ..ApiError::new(
-                    axum::http::StatusCode::TOO_MANY_REQUESTS,
+                    StatusCode::TOO_MANY_REQUESTS,
                     "queue_full",
                     format!("{waiting} requests are waiting already; try again in a while"),
                 )
             },
         })?;
-        let channel = |(number, mut receiver): (usize, UnboundedReceiver<Said>)| -> Channel {
-            Box::pin(futures_util::stream::poll_fn(move |context| {
-                receiver.poll_recv(context).map(|said| said.map(|said| (number, said)))
-            }))
-        };
-        Ok(Running { channels: receivers.into_iter().enumerate().map(channel).collect(), left })
+        Ok(Running { receivers: receivers.into_iter().map(Some).collect(), first: 0 })
     }
 }
 
@@ -57,28 +51,47 @@ impl Running {
     ///
     /// # Errors
     /// When a sequence failed, or the server stops.
-    pub async fn next(&mut self) -> Option<Result<(usize, Said), ApiError>> {
-        if self.left == 0 {
+    async fn next(&mut self) -> Option<Result<(usize, Said), ApiError>> {
+        if self.receivers.iter().all(Option::is_none) {
             return None;
         }
-        Some(match self.channels.next().await {
+        let (number, said) = poll_fn(|context| self.poll(context)).await;
+        Some(match said {
             // A channel closes before its sequence's end only when the server lets go of it.
             None => Err(ApiError::shutting_down()),
-            Some((_, Said::Failed(reason))) => Err(ApiError::internal(reason)),
-            Some((number, said)) => {
+            Some(Said::Failed(reason)) => Err(ApiError::internal(reason)),
+            Some(said) => {
                 if matches!(said, Said::Token { finish: Some(_), .. }) {
-                    self.left -= 1;
+                    self.end(number);
                 }
                 Ok((number, said))
             }
         })
     }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<(usize, Option<Said>)> {
+        let count = self.receivers.len();
+        for number in (self.first..count).chain(0..self.first) {
+            if let Some(receiver) = &mut self.receivers[number]
+                && let Poll::Ready(said) = receiver.poll_recv(context)
+            {
+                self.first = (number + 1) % count;
+                return Poll::Ready((number, said));
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Ends a sequence; its slot becomes free.
+    fn end(&mut self, number: usize) {
+        self.receivers[number] = None;
+    }
 }
 
 /// Makes answers of what the sequences of a request say.
 pub(super) trait Answering: Send + 'static {
-    /// Takes what a sequence said, and adds chunks where the answer is streamed.
-    fn take(&mut self, number: usize, said: Said, chunks: &mut VecDeque<Value>);
+    /// Takes what a sequence said, and adds chunks where the answer is streamed. Tells whether more is wanted of it.
+    fn take(&mut self, number: usize, said: Said, chunks: &mut VecDeque<Value>) -> bool;
 
     /// Adds the last chunks, when all sequences have ended.
     fn end(&mut self, chunks: &mut VecDeque<Value>);
@@ -92,7 +105,9 @@ pub(super) async fn collect(mut running: Running, mut answer: impl Answering) ->
     let mut chunks = VecDeque::new();
     while let Some(said) = running.next().await {
         let (number, said) = said?;
-        answer.take(number, said, &mut chunks);
+        if !answer.take(number, said, &mut chunks) {
+            running.end(number);
+        }
         chunks.clear();
     }
     answer.end(&mut chunks);
@@ -111,7 +126,11 @@ pub(super) fn stream(running: Running, answer: impl Answering) -> Response {
                 return None;
             }
             match state.running.next().await {
-                Some(Ok((number, said))) => state.answer.take(number, said, &mut state.chunks),
+                Some(Ok((number, said))) => {
+                    if !state.answer.take(number, said, &mut state.chunks) {
+                        state.running.end(number);
+                    }
+                }
                 Some(Err(error)) => {
                     state.ended = true;
                     state.chunks.push_back(error.json());
@@ -147,7 +166,7 @@ pub(super) fn events(chunks: impl Stream<Item = Value> + Send + 'static) -> Resp
 /// OpenAI's names: the model's own end and a stop text are one.
 pub(super) fn finish_name(finish: FinishReason) -> &'static str {
     match finish {
-        FinishReason::Eos | FinishReason::Stop => "stop",
+        FinishReason::Eos | FinishReason::Stop | FinishReason::Interrupted => "stop",
         FinishReason::Length => "length",
     }
 }

@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use eyas_backend::Backend;
+use eyas_care::{Care, Language};
 use eyas_generate::{Engine, EngineOptions, Generator};
 use eyas_model::LoraAdapter;
-use eyas_serve::{Config, EngineAnswerer, Limits, Models, ServedModel};
+use eyas_serve::{CareMode, CareSettings, Config, EngineAnswerer, Limits, Models, ServedModel, Storage};
 use eyas_train::plan::display_bytes;
 
-use crate::cli::{ModelArgs, ServeArgs};
+use crate::cli::{CareArg, ModelArgs, ServeArgs};
 use crate::session::{self, Files, Settings};
 
 pub fn run(args: ServeArgs) -> Result<ExitCode> {
@@ -95,8 +96,34 @@ fn config(args: &ServeArgs) -> Result<Config> {
         let own = Config::LOOPBACK_HOSTS.map(str::to_owned);
         own.into_iter().chain(args.allowed_hosts.iter().cloned()).collect()
     });
+    let care = CareSettings {
+        care: match &args.care_rules {
+            Some(file) => Care::from_file(file)?,
+            None => Care::builtin(),
+        },
+        mode: match args.care {
+            CareArg::On => CareMode::On,
+            CareArg::Strict => CareMode::Strict,
+            CareArg::Off => CareMode::Off,
+        },
+        default_region: args.region.as_ref().map(|region| region.to_ascii_uppercase()),
+    };
+    if let Some(region) = &care.default_region {
+        let known = care.care.regions(Language::En);
+        ensure!(
+            known.iter().any(|other| other.code == *region),
+            "--region {region}: there are no helplines for it; known are {}",
+            known.iter().map(|region| region.code.as_str()).collect::<Vec<_>>().join(", ")
+        );
+    }
+    let storage = match (&args.store_conversations, &args.consent_text) {
+        (Some(folder), Some(text)) => Some(Storage::new(folder, text)?),
+        _ => None,
+    };
     Ok(Config {
         title: args.title.clone(),
+        care,
+        storage,
         api_key,
         cors_origins: args.cors_origins.clone(),
         allowed_hosts,
