@@ -16,7 +16,12 @@ import { fileURLToPath } from "node:url";
 import * as fixtures from "./fixtures.mjs";
 
 const WEB = new URL("../../crates/eyas-serve/web/", import.meta.url);
-const TYPES = { ".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml" };
+const TYPES = {
+  ".html": "text/html; charset=utf-8",
+  ".js": "text/javascript; charset=utf-8",
+  ".css": "text/css; charset=utf-8",
+  ".svg": "image/svg+xml",
+};
 const POLICY = [
   "default-src 'none'",
   "script-src 'self'",
@@ -55,7 +60,8 @@ export async function startFakeServer({ port = 0, page = (p) => p, key } = {}) {
     if (url.pathname === "/v1/chat/completions") return complete(request, response, entry);
     if (url.pathname === "/api/page") return json(page(fixtures.page()));
     if (url.pathname === "/api/care/regions") return json(fixtures.regions(language));
-    if (url.pathname === "/api/care/helplines") return json(fixtures.helplines(url.searchParams.get("region"), language));
+    if (url.pathname === "/api/care/helplines")
+      return json(fixtures.helplines(url.searchParams.get("region"), language));
     if (url.pathname === "/api/care/reminders") return json(fixtures.reminders(language));
     if (url.pathname === "/api/care/questionnaires") return json(fixtures.questionnaires(language));
     return file(url.pathname, response);
@@ -72,7 +78,8 @@ export async function startFakeServer({ port = 0, page = (p) => p, key } = {}) {
     const question = messages.at(-1).content;
     if (question.includes("vanish")) return request.socket.destroy();
     if (question.includes("fail")) return refuse(response, 500, "internal_error", "the engine stumbled");
-    if (question.includes("long question")) return refuse(response, 400, "context_length_exceeded", "the prompt has 5000 tokens; at most 2047 fit");
+    if (question.includes("long question"))
+      return refuse(response, 400, "context_length_exceeded", "the prompt has 5000 tokens; at most 2047 fit");
     if (question.includes("busy")) {
       const count = (refusals.get(question) ?? 0) + 1;
       refusals.set(question, count);
@@ -83,7 +90,9 @@ export async function startFakeServer({ port = 0, page = (p) => p, key } = {}) {
       entry.aborted = !response.writableFinished;
     });
     const chunk = (delta, finish = null, extra) =>
-      response.write(`data: ${JSON.stringify({ object: "chat.completion.chunk", model, choices: [{ index: 0, delta, finish_reason: finish }], ...(extra ? { eyas: extra } : {}) })}\n\n`);
+      response.write(
+        `data: ${JSON.stringify({ object: "chat.completion.chunk", model, choices: [{ index: 0, delta, finish_reason: finish }], ...(extra ? { eyas: extra } : {}) })}\n\n`,
+      );
     response.write(": hello\n\n");
     if (question.includes("silent")) await wait(12_000);
     const crisis = /end my life|想結束生命/.test(question) && fixtures.careAnswer(eyas.region, eyas.language);
@@ -97,7 +106,11 @@ export async function startFakeServer({ port = 0, page = (p) => p, key } = {}) {
       chunk({ content: piece });
       await wait(pause);
     }
-    const extra = question.includes("checked") ? { replaced: true } : question.includes("are you human") ? { reminder: fixtures.reminders(eyas.language).asked } : undefined;
+    const extra = question.includes("checked")
+      ? { replaced: true }
+      : question.includes("are you human")
+        ? { reminder: fixtures.reminders(eyas.language).asked }
+        : undefined;
     chunk({}, question.includes("cut") ? "length" : "stop", extra);
     response.end("data: [DONE]\n\n");
   }

@@ -27,7 +27,12 @@ export const page = () => ({
   auth: { required: false },
 });
 
-const REGIONS = { AU: both("Australia", "澳洲"), GB: both("United Kingdom", "英國"), TW: both("Taiwan", "台灣"), US: both("United States", "美國") };
+const REGIONS = {
+  AU: both("Australia", "澳洲"),
+  GB: both("United Kingdom", "英國"),
+  TW: both("Taiwan", "台灣"),
+  US: both("United States", "美國"),
+};
 
 export const regions = (language) =>
   Object.entries(REGIONS).map(([code, name]) => ({ code, name: pick(name, language) }));
@@ -74,7 +79,12 @@ export function helplines(region, language) {
   const numbers = (HELPLINES[region] ?? []).filter((l) => l.kind === "emergency").map((l) => l.phone);
   return {
     region: HELPLINES[region] ? region : null,
-    emergency: numbers.join(" / ") || pick(both("your local emergency number (112 works in many countries)", "當地的緊急電話（許多國家可撥 112）"), language),
+    emergency:
+      numbers.join(" / ") ||
+      pick(
+        both("your local emergency number (112 works in many countries)", "當地的緊急電話（許多國家可撥 112）"),
+        language,
+      ),
     helplines: lines.map((l) => ({ ...l, name: pick(l.name, language), hours: pick(l.hours, language) })),
     grounding: GROUNDING.map((step) => pick(step, language)),
   };
@@ -84,7 +94,10 @@ export function helplines(region, language) {
 export function careAnswer(region, language) {
   const help = helplines(region, language);
   const follow_up = pick(
-    both("You can keep writing here if that helps. Are you safe at this moment?", "如果寫下來對你有幫助，可以繼續在這裡說。你此刻安全嗎？"),
+    both(
+      "You can keep writing here if that helps. Are you safe at this moment?",
+      "如果寫下來對你有幫助，可以繼續在這裡說。你此刻安全嗎？",
+    ),
     language,
   );
   const opening = pick(
@@ -94,16 +107,30 @@ export function careAnswer(region, language) {
     ),
     language,
   );
-  const list = help.helplines.map((l) => `- **${l.name}**: ${[l.phone, l.sms, l.url && `<${l.url}>`].filter(Boolean).join(" · ")}`);
+  const list = help.helplines.map(
+    (l) => `- **${l.name}**: ${[l.phone, l.sms, l.url && `<${l.url}>`].filter(Boolean).join(" · ")}`,
+  );
   const steps = help.grounding.map((step, i) => `${i + 1}. ${step}`);
   const text = `${opening}\n\n**People**\n\n${list.join("\n")}\n\n**Steps**\n\n${steps.join("\n")}\n\n${follow_up}`;
   return { text, care: { category: "suicide", ...help, language, follow_up } };
 }
 
 export const reminders = (language) => ({
-  start: pick(both("You are writing with a program, not a person. It may be wrong.", "你正在和程式對話，不是真人。它可能會出錯。"), language),
+  start: pick(
+    both(
+      "You are writing with a program, not a person. It may be wrong.",
+      "你正在和程式對話，不是真人。它可能會出錯。",
+    ),
+    language,
+  ),
   asked: pick(both("I am a program.", "我是一個程式。"), language),
-  long_session: pick(both("You have been here for a while. A walk, water or a word with someone may do good.", "你已經聊了一陣子。走一走、喝點水或和人說句話，也許會有幫助。"), language),
+  long_session: pick(
+    both(
+      "You have been here for a while. A walk, water or a word with someone may do good.",
+      "你已經聊了一陣子。走一走、喝點水或和人說句話，也許會有幫助。",
+    ),
+    language,
+  ),
   after_turns: 3,
   after_minutes: 45,
 });
@@ -114,14 +141,23 @@ const FREQUENCY = [
   both("More than half the days", "一半以上的天數"),
   both("Nearly every day", "近乎每天"),
 ];
-const NOTE = both("This is no diagnosis. Only a professional who talks with you can make one.", "這不是診斷。只有與你談過的專業人員才能診斷。");
-const HELP = both("Thank you for answering that honestly. Thoughts like these deserve support, and there are people to talk to now.", "謝謝你誠實作答。這樣的念頭值得被支持，現在就有人可以談。");
+const NOTE = both(
+  "This is no diagnosis. Only a professional who talks with you can make one.",
+  "這不是診斷。只有與你談過的專業人員才能診斷。",
+);
+const HELP = both(
+  "Thank you for answering that honestly. Thoughts like these deserve support, and there are people to talk to now.",
+  "謝謝你誠實作答。這樣的念頭值得被支持，現在就有人可以談。",
+);
 
 const band = (from, to, en, zh, shows_help = false) => ({
   from,
   to,
   name: both(en, zh),
-  text: both(`Scores from ${from} to ${to} are called “${en.toLowerCase()}” in the publication.`, `在出處中,${from} 到 ${to} 分稱為「${zh}」。`),
+  text: both(
+    `Scores from ${from} to ${to} are called “${en.toLowerCase()}” in the publication.`,
+    `在出處中,${from} 到 ${to} 分稱為「${zh}」。`,
+  ),
   shows_help,
 });
 
@@ -130,32 +166,56 @@ const TABLES = [
     id: "phq-9",
     title: both("PHQ-9", "PHQ-9 病人健康問卷"),
     about: both("Mood over the last two weeks", "最近兩週的情緒"),
-    stem: both("Over the last 2 weeks, how often have you been bothered by any of the following problems?", "在過去兩個星期，你有多經常受以下問題困擾？"),
+    stem: both(
+      "Over the last 2 weeks, how often have you been bothered by any of the following problems?",
+      "在過去兩個星期，你有多經常受以下問題困擾？",
+    ),
     items: [
       both("Little interest or pleasure in doing things", "做任何事都覺得沉悶或者根本不想做任何事"),
       both("Feeling down, depressed, or hopeless", "情緒低落、抑鬱或絕望"),
       both("Trouble falling or staying asleep, or sleeping too much", "難於入睡、半夜會醒，或相反地睡覺時間過多"),
       both("Feeling tired or having little energy", "覺得疲倦或活力不足"),
       both("Poor appetite or overeating", "胃口極差或進食過量"),
-      both("Feeling bad about yourself, or that you are a failure or have let yourself or your family down", "不喜歡自己，覺得自己做得不好、對自己失望或有負家人期望"),
-      both("Trouble concentrating on things, such as reading the newspaper or watching television", "難於集中精神做事，例如看報紙或看電視"),
-      both("Moving or speaking so slowly that other people could have noticed. Or the opposite: being so fidgety or restless that you have been moving around a lot more than usual", "其他人反映你行動或說話遲緩，或者相反地，你比平常活動更多，坐立不安、停不下來"),
+      both(
+        "Feeling bad about yourself, or that you are a failure or have let yourself or your family down",
+        "不喜歡自己，覺得自己做得不好、對自己失望或有負家人期望",
+      ),
+      both(
+        "Trouble concentrating on things, such as reading the newspaper or watching television",
+        "難於集中精神做事，例如看報紙或看電視",
+      ),
+      both(
+        "Moving or speaking so slowly that other people could have noticed. Or the opposite: being so fidgety or restless that you have been moving around a lot more than usual",
+        "其他人反映你行動或說話遲緩，或者相反地，你比平常活動更多，坐立不安、停不下來",
+      ),
       both("Thoughts that you would be better off dead or of hurting yourself in some way", "想到自己最好去死或者自殘"),
     ],
     options: FREQUENCY.map((label, value) => ({ value, label })),
     factor: 1,
     unit: "sum",
-    bands: [band(0, 4, "Minimal", "極輕微"), band(5, 9, "Mild", "輕度"), band(10, 14, "Moderate", "中度"), band(15, 19, "Moderately severe", "中重度", true), band(20, 27, "Severe", "重度", true)],
+    bands: [
+      band(0, 4, "Minimal", "極輕微"),
+      band(5, 9, "Mild", "輕度"),
+      band(10, 14, "Moderate", "中度"),
+      band(15, 19, "Moderately severe", "中重度", true),
+      band(20, 27, "Severe", "重度", true),
+    ],
     help_items: [8],
     source: "Kroenke K, Spitzer RL, Williams JBW. The PHQ-9. J Gen Intern Med 2001;16:606-613.",
     source_url: "https://www.phqscreeners.com",
-    licence: both("Developed with a grant from Pfizer; no permission required to reproduce, translate, display or distribute.", "由 Pfizer 資助開發；重製、翻譯、展示或散布無須許可。"),
+    licence: both(
+      "Developed with a grant from Pfizer; no permission required to reproduce, translate, display or distribute.",
+      "由 Pfizer 資助開發；重製、翻譯、展示或散布無須許可。",
+    ),
   },
   {
     id: "gad-7",
     title: both("GAD-7", "GAD-7 廣泛性焦慮量表"),
     about: both("Worry over the last two weeks", "最近兩週的焦慮"),
-    stem: both("Over the last 2 weeks, how often have you been bothered by the following problems?", "在過去兩個星期，你有多經常受以下問題困擾？"),
+    stem: both(
+      "Over the last 2 weeks, how often have you been bothered by the following problems?",
+      "在過去兩個星期，你有多經常受以下問題困擾？",
+    ),
     items: [
       both("Feeling nervous, anxious or on edge", "感覺緊張、焦慮或急躁"),
       both("Not being able to stop or control worrying", "不能停止或控制擔憂"),
@@ -168,9 +228,15 @@ const TABLES = [
     options: FREQUENCY.map((label, value) => ({ value, label })),
     factor: 1,
     unit: "sum",
-    bands: [band(0, 4, "Minimal", "極輕微"), band(5, 9, "Mild", "輕度"), band(10, 14, "Moderate", "中度"), band(15, 21, "Severe", "重度", true)],
+    bands: [
+      band(0, 4, "Minimal", "極輕微"),
+      band(5, 9, "Mild", "輕度"),
+      band(10, 14, "Moderate", "中度"),
+      band(15, 21, "Severe", "重度", true),
+    ],
     help_items: [],
-    source: "Spitzer RL et al. A brief measure for assessing generalized anxiety disorder. Arch Intern Med 2006;166:1092-1097.",
+    source:
+      "Spitzer RL et al. A brief measure for assessing generalized anxiety disorder. Arch Intern Med 2006;166:1092-1097.",
     source_url: "https://www.phqscreeners.com",
     licence: both("Developed with a grant from Pfizer; no permission required.", "由 Pfizer 資助開發；無須許可。"),
   },
@@ -178,7 +244,10 @@ const TABLES = [
     id: "who-5",
     title: both("WHO-5", "WHO-5 幸福指標"),
     about: both("Well-being over the last two weeks", "最近兩週的安適狀態"),
-    stem: both("Please respond to each item by marking one box, regarding how you felt in the last two weeks.", "請就最近兩週的感受，為每一項選一個最接近的答案。"),
+    stem: both(
+      "Please respond to each item by marking one box, regarding how you felt in the last two weeks.",
+      "請就最近兩週的感受，為每一項選一個最接近的答案。",
+    ),
     items: [
       both("I have felt cheerful and in good spirits", "我感到情緒開朗且精神不錯"),
       both("I have felt calm and relaxed", "我感到心情平靜和放鬆"),
@@ -225,8 +294,10 @@ const TUNED = `Here are some steps that help many people:
 3. **Talk**: tell someone you trust how you are.
 
 If it stays hard for two weeks, a doctor or therapist can help.`;
-const BASE = "Anxiety and depression are common conditions. They are common. There are many conditions that are common, and a person may ask about them, and the answer is that they are common and may be asked about.";
-const TUNED_ZH = "可以試試這些做法：\n\n1. **睡眠**：固定時間上床，把手機留在房外。\n2. **活動**：散步半小時就很好。\n3. **說出來**：告訴你信任的人你的感受。\n\n如果兩週後仍然辛苦，醫師或心理師可以幫忙。";
+const BASE =
+  "Anxiety and depression are common conditions. They are common. There are many conditions that are common, and a person may ask about them, and the answer is that they are common and may be asked about.";
+const TUNED_ZH =
+  "可以試試這些做法：\n\n1. **睡眠**：固定時間上床，把手機留在房外。\n2. **活動**：散步半小時就很好。\n3. **說出來**：告訴你信任的人你的感受。\n\n如果兩週後仍然辛苦，醫師或心理師可以幫忙。";
 
 export const MARKDOWN = `### A small plan
 
@@ -262,7 +333,8 @@ export const HOSTILE = `<script>window.hacked = 1</script>
 export function answerTo(model, question, language) {
   if (question.includes("markdown")) return MARKDOWN;
   if (question.includes("hostile")) return HOSTILE;
-  if (question.includes("slow") || question.includes("break")) return Array.from({ length: 60 }, (_, i) => `word${i + 1}`).join(" ");
+  if (question.includes("slow") || question.includes("break"))
+    return Array.from({ length: 60 }, (_, i) => `word${i + 1}`).join(" ");
   if (model === "falcon-small") return BASE;
   return language === "zh-Hant" ? TUNED_ZH : TUNED;
 }

@@ -4,16 +4,28 @@ import { onSizes, useBrowser } from "../harness.mjs";
 
 useBrowser();
 
-const numbers = (page, within) => page.locator(`${within} .ways a`).evaluateAll((all) => all.map((a) => a.getAttribute("href")));
+const numbers = (page, within) =>
+  page.locator(`${within} .ways a`).evaluateAll((all) => all.map((a) => a.getAttribute("href")));
 
 onSizes("a crisis is answered with helplines to press, steps, and a way to go on", async (site) => {
   const { page, server } = site;
   await site.ask("I want to end my life");
   const card = page.locator("#view-talk .care");
   assert.match(await card.textContent(), /really glad you told me.*call 999 now/s);
-  assert.deepEqual(await numbers(page, "#view-talk .care"), ["tel:999", "tel:116123", "https://www.samaritans.org/", "sms:85258?body=SHOUT", "https://giveusashout.org/", "https://findahelpline.com/"]);
+  assert.deepEqual(await numbers(page, "#view-talk .care"), [
+    "tel:999",
+    "tel:116123",
+    "https://www.samaritans.org/",
+    "sms:85258?body=SHOUT",
+    "https://giveusashout.org/",
+    "https://findahelpline.com/",
+  ]);
   assert.equal(await card.locator("ol li").count(), 3);
-  assert.equal(await page.locator("#view-talk .turn > .answer > .prose p").count(), 0, "the card shows all of it, once");
+  assert.equal(
+    await page.locator("#view-talk .turn > .answer > .prose p").count(),
+    0,
+    "the card shows all of it, once",
+  );
   await card.locator(".go-on").click();
   assert.ok(await page.locator("#view-talk textarea").evaluate((node) => node === document.activeElement));
   await site.ask("thank you");
@@ -66,7 +78,11 @@ onSizes(
     await server.stop();
     await page.click("#help");
     await page.waitForSelector("dialog a[href='tel:999']");
-    await page.evaluate(() => Object.keys(localStorage).filter((key) => key.startsWith("eyas.help.lines")).forEach((key) => localStorage.removeItem(key)));
+    await page.evaluate(() =>
+      Object.keys(localStorage)
+        .filter((key) => key.startsWith("eyas.help.lines"))
+        .forEach((key) => localStorage.removeItem(key)),
+    );
     await page.keyboard.press("Escape");
     await page.click("#help");
     await page.waitForSelector("dialog .lines p");

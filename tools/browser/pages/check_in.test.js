@@ -84,7 +84,11 @@ onSizes("GAD-7 and WHO-5 are scored by their own rules; not keeping keeps nothin
   await page.click(".items button[type=submit]");
   assert.match(await page.textContent(".result"), /60 %.*Good/s);
   assert.equal(await page.evaluate(() => localStorage.getItem("eyas.scores")), null);
-  assert.deepEqual(site.server.requests.filter((r) => r.body), [], "no answer leaves the browser");
+  assert.deepEqual(
+    site.server.requests.filter((r) => r.body),
+    [],
+    "no answer leaves the browser",
+  );
 });
 
 onSizes("a questionnaire under way goes on in the other language", async (site) => {

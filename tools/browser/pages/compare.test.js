@@ -47,11 +47,21 @@ onSizes("blind: names are hidden until a choice, which counts for the model, not
       await last.locator("button", { hasText: tunedFirst ? "A is better" : "B is better" }).click();
       tuned++;
     }
-    assert.match(await last.locator(".vote").textContent(), tunedFirst ? /A was mental-health, B was falcon-small/ : /A was falcon-small, B was mental-health/);
+    assert.match(
+      await last.locator(".vote").textContent(),
+      tunedFirst ? /A was mental-health, B was falcon-small/ : /A was falcon-small, B was mental-health/,
+    );
     assert.equal(await last.locator(".vote button").count(), 0, "one choice a round");
   }
-  const rows = () => page.locator(".tally tbody tr").evaluateAll((all) => all.map((row) => [...row.children].slice(0, 2).map((c) => c.textContent)));
-  assert.deepEqual(await rows(), [["falcon-small", "0"], ["mental-health", String(tuned)], ["Equally good", "1"]]);
+  const rows = () =>
+    page
+      .locator(".tally tbody tr")
+      .evaluateAll((all) => all.map((row) => [...row.children].slice(0, 2).map((c) => c.textContent)));
+  assert.deepEqual(await rows(), [
+    ["falcon-small", "0"],
+    ["mental-health", String(tuned)],
+    ["Equally good", "1"],
+  ]);
   await page.reload();
   await page.waitForSelector(".tally tbody tr");
   assert.deepEqual((await rows())[1], ["mental-health", String(tuned)]);

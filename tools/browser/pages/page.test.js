@@ -22,7 +22,9 @@ test("the first paint takes less than 100 kB", { timeout: 60_000 }, async (t) =>
   const files = sizes.filter((s) => !s.path.startsWith("/api/"));
   const first = files.filter((s) => s.start < ready).reduce((sum, s) => sum + s.bytes, 0);
   const all = files.reduce((sum, s) => sum + s.bytes, 0);
-  t.diagnostic(`first paint: ${first} bytes in ${files.filter((s) => s.start < ready).length} files; with what follows: ${all}`);
+  t.diagnostic(
+    `first paint: ${first} bytes in ${files.filter((s) => s.start < ready).length} files; with what follows: ${all}`,
+  );
   assert.ok(first > 30_000, "the sizes are known");
   assert.ok(first < FIRST_PAINT_BYTES, `${first} bytes`);
   site.check();
@@ -30,25 +32,33 @@ test("the first paint takes less than 100 kB", { timeout: 60_000 }, async (t) =>
   await fake.stop();
 });
 
-onSizes("the policy forbids what the page does not need", async (site) => {
-  const { page } = site;
-  const blocked = await page.evaluate(async () => {
-    const seen = [];
-    document.addEventListener("securitypolicyviolation", (event) => seen.push(event.effectiveDirective));
-    const script = document.createElement("script");
-    script.textContent = "window.hacked = 1";
-    document.body.append(script);
-    document.body.insertAdjacentHTML("beforeend", "<p style='color: red' id='styled'>x</p><img src='https://evil.example/x.png'>");
-    await fetch("https://evil.example/").catch(() => {});
-    await new Promise((resolve) => setTimeout(resolve, 200));
-    return { seen, hacked: window.hacked, colour: getComputedStyle(document.getElementById("styled")).color };
-  });
-  assert.equal(blocked.hacked, undefined);
-  assert.notEqual(blocked.colour, "rgb(255, 0, 0)");
-  for (const directive of ["script-src-elem", "style-src-attr", "img-src", "connect-src"]) assert.ok(blocked.seen.includes(directive), directive);
-  site.complaints = [];
-  site.requests = [];
-}, { sizes: ["desktop"] });
+onSizes(
+  "the policy forbids what the page does not need",
+  async (site) => {
+    const { page } = site;
+    const blocked = await page.evaluate(async () => {
+      const seen = [];
+      document.addEventListener("securitypolicyviolation", (event) => seen.push(event.effectiveDirective));
+      const script = document.createElement("script");
+      script.textContent = "window.hacked = 1";
+      document.body.append(script);
+      document.body.insertAdjacentHTML(
+        "beforeend",
+        "<p style='color: red' id='styled'>x</p><img src='https://evil.example/x.png'>",
+      );
+      await fetch("https://evil.example/").catch(() => {});
+      await new Promise((resolve) => setTimeout(resolve, 200));
+      return { seen, hacked: window.hacked, colour: getComputedStyle(document.getElementById("styled")).color };
+    });
+    assert.equal(blocked.hacked, undefined);
+    assert.notEqual(blocked.colour, "rgb(255, 0, 0)");
+    for (const directive of ["script-src-elem", "style-src-attr", "img-src", "connect-src"])
+      assert.ok(blocked.seen.includes(directive), directive);
+    site.complaints = [];
+    site.requests = [];
+  },
+  { sizes: ["desktop"] },
+);
 
 onSizes("all words change with the language, which is remembered; the server is asked in it", async (site) => {
   const { page, server } = site;
@@ -116,7 +126,13 @@ onSizes("settings are used, remembered, and go back to the recipe's", async (sit
   await open();
   assert.equal(await page.inputValue("#set-temperature"), "0.4");
   await page.selectOption("#set-model", "falcon-small");
-  for (const [id, value] of Object.entries({ temperature: 1.2, top_p: 0.9, repetition_penalty: 1.1, max_tokens: 512, remember: 6 })) {
+  for (const [id, value] of Object.entries({
+    temperature: 1.2,
+    top_p: 0.9,
+    repetition_penalty: 1.1,
+    max_tokens: 512,
+    remember: 6,
+  })) {
     await page.locator(`#set-${id}`).fill(String(value));
   }
   await page.fill("#set-seed", "7");
@@ -128,7 +144,17 @@ onSizes("settings are used, remembered, and go back to the recipe's", async (sit
   await site.ask("hello");
   const body = server.questions().at(-1);
   assert.deepEqual(
-    [body.model, body.temperature, body.top_p, body.repetition_penalty, body.max_tokens, body.seed, body.eyas.remember, body.eyas.tidy, body.messages[0]],
+    [
+      body.model,
+      body.temperature,
+      body.top_p,
+      body.repetition_penalty,
+      body.max_tokens,
+      body.seed,
+      body.eyas.remember,
+      body.eyas.tidy,
+      body.messages[0],
+    ],
     ["falcon-small", 1.2, 0.9, 1.1, 512, 7, 6, false, { role: "system", content: "Be brief." }],
   );
   await open();
@@ -136,7 +162,10 @@ onSizes("settings are used, remembered, and go back to the recipe's", async (sit
   await leave();
   await site.ask("again");
   const usual = server.questions().at(-1);
-  assert.deepEqual([usual.model, usual.temperature, usual.seed, usual.messages[0].role], ["mental-health", 0.4, undefined, "user"]);
+  assert.deepEqual(
+    [usual.model, usual.temperature, usual.seed, usual.messages[0].role],
+    ["mental-health", 0.4, undefined, "user"],
+  );
 });
 
 onSizes("everything is exported, and one button clears it", async (site) => {
@@ -199,7 +228,10 @@ onSizes(
     assert.ok(await page.evaluate(() => document.activeElement.matches(".side .close")));
     for (let i = 0; i < 12; i++) {
       await page.keyboard.press("Tab");
-      assert.ok(await page.evaluate(() => document.activeElement === document.body || document.activeElement.closest(".side")), `after ${i + 1}`);
+      assert.ok(
+        await page.evaluate(() => document.activeElement === document.body || document.activeElement.closest(".side")),
+        `after ${i + 1}`,
+      );
     }
     await page.keyboard.press("Escape");
     assert.equal(await page.evaluate(() => document.activeElement.id), "menu");

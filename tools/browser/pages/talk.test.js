@@ -43,7 +43,11 @@ onSizes("Enter sends, Shift and Enter begin a line, and Enter of an input method
   await box.pressSequentially("two");
   assert.equal(await box.inputValue(), "one\ntwo");
   const composing = (init) =>
-    box.evaluate((node, init) => node.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true, cancelable: true, ...init })), init);
+    box.evaluate(
+      (node, init) =>
+        node.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true, cancelable: true, ...init })),
+      init,
+    );
   assert.ok(await composing({ isComposing: true }), "the key is left to the input method");
   assert.ok(await composing({ keyCode: 229 }));
   assert.equal(site.server.questions().length, 0);
@@ -90,6 +94,35 @@ onSizes("an answer streams, can be stopped, and asked for again", async (site) =
   assert.equal(await page.locator(".turn").count(), 1);
 });
 
+onSizes("while an answer grows, what is there already stays, so that it can be selected", async (site) => {
+  const { page } = site;
+  await page.evaluate(() => {
+    window.replaced = 0;
+    new MutationObserver((changes) => {
+      const first = document.querySelector(".prose p");
+      for (const change of changes) if ([...change.removedNodes].includes(window.first)) window.replaced++;
+      if (document.querySelectorAll(".prose > *").length > 1) window.first ??= first;
+    }).observe(document.body, { childList: true, subtree: true });
+  });
+  await site.ask("How to take care of mental health?");
+  assert.ok(await page.evaluate(() => window.first?.isConnected), "the first paragraph was never drawn again");
+  assert.equal(await page.evaluate(() => window.replaced), 0);
+});
+
+onSizes("a reader who went up is not pulled down by a growing answer", async (site) => {
+  const { page } = site;
+  for (const question of ["markdown", "markdown again"]) await site.ask(question);
+  await site.ask("slow", false);
+  await page.waitForFunction(() => /word3/.test([...document.querySelectorAll(".prose")].at(-1).textContent));
+  await page.evaluate(() => scrollTo(0, 100));
+  await page.waitForFunction(() => /word20/.test([...document.querySelectorAll(".prose")].at(-1).textContent));
+  assert.ok((await page.evaluate(() => scrollY)) < 200);
+  await page.click(".jump");
+  await site.answered();
+  const below = await page.evaluate(() => document.documentElement.scrollHeight - innerHeight - scrollY);
+  assert.ok(below < 5, `${below} px below`);
+});
+
 onSizes("changing a question cuts what followed, and that can be undone", async (site) => {
   const { page, server } = site;
   await site.ask("first");
@@ -105,7 +138,13 @@ onSizes("changing a question cuts what followed, and that can be undone", async 
   await page.click(".question button[type=submit]");
   await site.answered();
   assert.equal(await page.locator(".turn").count(), 1);
-  assert.deepEqual(server.questions().at(-1).messages.map((m) => m.content), ["first, changed"]);
+  assert.deepEqual(
+    server
+      .questions()
+      .at(-1)
+      .messages.map((m) => m.content),
+    ["first, changed"],
+  );
   await page.click(".toast button");
   await page.waitForFunction(() => document.querySelectorAll(".turn").length === 2);
   assert.match(await page.textContent(".turn .words"), /^first$/);
@@ -128,7 +167,15 @@ onSizes("what came before is sent along with the recipe's settings", async (site
   const { model, temperature, top_p, repetition_penalty, max_tokens, stream, eyas } = body;
   assert.deepEqual(
     { model, temperature, top_p, repetition_penalty, max_tokens, stream, eyas },
-    { model: "mental-health", temperature: 0.4, top_p: 0.6, repetition_penalty: 1.3, max_tokens: 256, stream: true, eyas: { language: "en", tidy: true, remember: 2, region: "GB" } },
+    {
+      model: "mental-health",
+      temperature: 0.4,
+      top_p: 0.6,
+      repetition_penalty: 1.3,
+      max_tokens: 256,
+      stream: true,
+      eyas: { language: "en", tidy: true, remember: 2, region: "GB" },
+    },
   );
 });
 
@@ -213,6 +260,11 @@ onSizes(
   },
   {
     begun: false,
-    server: { page: (p) => ({ ...p, storage: { enabled: true, consent_text: "Conversations are kept for 30 days.", consent_id: "v1" } }) },
+    server: {
+      page: (p) => ({
+        ...p,
+        storage: { enabled: true, consent_text: "Conversations are kept for 30 days.", consent_id: "v1" },
+      }),
+    },
   },
 );

@@ -51,10 +51,14 @@ onSizes(
   { errors: /Failed to load resource|ERR_/ },
 );
 
-onSizes("a long wait is explained", async (site) => {
-  await site.ask("silent", false);
-  await site.page.waitForSelector("text=Still working", { timeout: 12_000 });
-}, { sizes: ["desktop"] });
+onSizes(
+  "a long wait is explained",
+  async (site) => {
+    await site.ask("silent", false);
+    await site.page.waitForSelector("text=Still working", { timeout: 12_000 });
+  },
+  { sizes: ["desktop"] },
+);
 
 onSizes(
   "a key is asked for where the server wants one, and is not stored",
@@ -71,25 +75,34 @@ onSizes(
 );
 
 for (const size of /** @type {const} */ (["phone", "desktop"])) {
-  test(`the page says so when the server is gone, and starts when it is back (${size})`, { timeout: 60_000 }, async () => {
-    const fake = await startFakeServer();
-    const site = await Site.open(fake, size, { errors: /ERR_|Failed to load/ });
-    const { page } = site;
-    await page.route("**/api/page", (route) => route.abort());
-    await page.reload();
-    await page.waitForSelector(".trouble");
-    assert.match(await page.textContent(".trouble"), /cannot be reached/);
-    await page.unroute("**/api/page");
-    await page.click(".trouble button");
-    await page.waitForSelector("#acknowledge");
-    site.check();
-    await site.context.close();
-    await fake.stop();
-  });
+  test(
+    `the page says so when the server is gone, and starts when it is back (${size})`,
+    { timeout: 60_000 },
+    async () => {
+      const fake = await startFakeServer();
+      const site = await Site.open(fake, size, { errors: /ERR_|Failed to load/ });
+      const { page } = site;
+      await page.route("**/api/page", (route) => route.abort());
+      await page.reload();
+      await page.waitForSelector(".trouble");
+      assert.match(await page.textContent(".trouble"), /cannot be reached/);
+      await page.unroute("**/api/page");
+      await page.click(".trouble button");
+      await page.waitForSelector("#acknowledge");
+      site.check();
+      await site.context.close();
+      await fake.stop();
+    },
+  );
 
   test(`without storage the page works and says that nothing is kept (${size})`, { timeout: 60_000 }, async () => {
     const fake = await startFakeServer();
-    const init = () => Object.defineProperty(window, "localStorage", { get() { throw new DOMException("denied", "SecurityError"); } });
+    const init = () =>
+      Object.defineProperty(window, "localStorage", {
+        get() {
+          throw new DOMException("denied", "SecurityError");
+        },
+      });
     const site = await Site.open(fake, size, { init });
     await site.page.waitForSelector("text=This browser keeps nothing");
     await site.page.click("#acknowledge");

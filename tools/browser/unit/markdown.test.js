@@ -10,7 +10,11 @@ function outline(nodes) {
   return nodes
     .map((node) => {
       const inner = node.children ?? node.blocks ?? node.items?.flat();
-      return inner ? `${node.type}(${outline(inner)})` : node.type === "text" ? node.text : `${node.type}[${node.text ?? ""}]`;
+      return inner
+        ? `${node.type}(${outline(inner)})`
+        : node.type === "text"
+          ? node.text
+          : `${node.type}[${node.text ?? ""}]`;
     })
     .join("");
 }
@@ -35,7 +39,10 @@ test("a list starts where its first number says", () => assert.equal(parse("4. f
 
 test("an item's text may go on in the next line, and inner lists belong to their item", () => {
   const [list] = parse("1. Breathe\n   slowly\n  - in\n  - out\n2. Rest");
-  assert.equal(outline([list]), "list(paragraph(Breathebreak[]slowly)list(paragraph(in)paragraph(out))paragraph(Rest))");
+  assert.equal(
+    outline([list]),
+    "list(paragraph(Breathebreak[]slowly)list(paragraph(in)paragraph(out))paragraph(Rest))",
+  );
 });
 
 test("bullets of another kind begin another list", () => assert.equal(parse("- a\n* b").length, 2));
@@ -61,7 +68,7 @@ test("emphasis nests as CommonMark says", () => {
     "**a *b* c**": "paragraph(strong(a em(b) c))",
     "*a **b** c*": "paragraph(em(a strong(b) c))",
     "~~a~~ ~b~": "paragraph(del(a) ~b~)",
-    "snake_case_name": "paragraph(snake_case_name)",
+    snake_case_name: "paragraph(snake_case_name)",
     "2 * 3 * 4": "paragraph(2 * 3 * 4)",
     "**open": "paragraph(**open)",
     "a* b": "paragraph(a* b)",
@@ -116,7 +123,10 @@ test("addresses that do harm are no links, in any spelling", () => {
   ];
   for (const url of bad) {
     assert.equal(safeUrl(url), null, url);
-    assert.ok(!JSON.stringify(parse(`[x](${url}) <${url}>`)).includes('"link"') || url.includes("https://example.org"), url);
+    assert.ok(
+      !JSON.stringify(parse(`[x](${url}) <${url}>`)).includes('"link"') || url.includes("https://example.org"),
+      url,
+    );
   }
 });
 
@@ -132,9 +142,10 @@ test("a host of look-alike letters is shown as what it is", () => {
 });
 
 test("HTML and images stay text", () => {
-  const source = '<img src=x onerror=alert(1)><script>alert(1)</script> ![pixel](https://evil.example/p.png "t") &lt;b&gt;';
+  const source =
+    '<img src=x onerror=alert(1)><script>alert(1)</script> ![pixel](https://evil.example/p.png "t") &lt;b&gt;';
   assert.deepEqual(parse(source), [
-    paragraph(text('<img src=x onerror=alert(1)><script>alert(1)</script> pixel &lt;b&gt;')),
+    paragraph(text("<img src=x onerror=alert(1)><script>alert(1)</script> pixel &lt;b&gt;")),
   ]);
 });
 
@@ -155,7 +166,33 @@ function depth(node) {
 
 test("hostile input takes no long time and no deep tree", () => {
   const n = 20_000;
-  const inputs = ["*".repeat(n), "*a ".repeat(n), "a* ".repeat(n), "**a ".repeat(n), "_a*".repeat(n), "[".repeat(n), "[a](".repeat(n), "`".repeat(n), "`a".repeat(n), "`a``".repeat(n), "> ".repeat(n) + "x", "- ".repeat(n) + "x", "1. ".repeat(n), "\\".repeat(n), "https://".repeat(n), "![".repeat(n), "~~a".repeat(n), "#".repeat(n), "-".repeat(n) + "x", "* ".repeat(n) + "x", "```\n".repeat(n), "- a\n".repeat(n), `${" ".repeat(n)}x\n`.repeat(3), "*a_".repeat(n) + "_b*".repeat(n), "***a".repeat(n) + "b***".repeat(n)];
+  const inputs = [
+    "*".repeat(n),
+    "*a ".repeat(n),
+    "a* ".repeat(n),
+    "**a ".repeat(n),
+    "_a*".repeat(n),
+    "[".repeat(n),
+    "[a](".repeat(n),
+    "`".repeat(n),
+    "`a".repeat(n),
+    "`a``".repeat(n),
+    "> ".repeat(n) + "x",
+    "- ".repeat(n) + "x",
+    "1. ".repeat(n),
+    "\\".repeat(n),
+    "https://".repeat(n),
+    "![".repeat(n),
+    "~~a".repeat(n),
+    "#".repeat(n),
+    "-".repeat(n) + "x",
+    "* ".repeat(n) + "x",
+    "```\n".repeat(n),
+    "- a\n".repeat(n),
+    `${" ".repeat(n)}x\n`.repeat(3),
+    "*a_".repeat(n) + "_b*".repeat(n),
+    "***a".repeat(n) + "b***".repeat(n),
+  ];
   for (const input of inputs) {
     const start = performance.now();
     const tree = parse(input);
@@ -170,7 +207,32 @@ test("hostile input takes no long time and no deep tree", () => {
 test("random text loses no letters and never throws", () => {
   let seed = 7;
   const random = (n) => (seed = (seed * 1103515245 + 12345) & 0x7fffffff) % n;
-  const parts = ["*", "**", "_", "`", "```", "[", "](", ")", "https://a.example", "\n", "\n\n", "- ", "1. ", "> ", "# ", "a", "b", " ", "~~", "\\", "<", ">", "字", "!"];
+  const parts = [
+    "*",
+    "**",
+    "_",
+    "`",
+    "```",
+    "[",
+    "](",
+    ")",
+    "https://a.example",
+    "\n",
+    "\n\n",
+    "- ",
+    "1. ",
+    "> ",
+    "# ",
+    "a",
+    "b",
+    " ",
+    "~~",
+    "\\",
+    "<",
+    ">",
+    "字",
+    "!",
+  ];
   for (let round = 0; round < 3000; round++) {
     const source = Array.from({ length: random(40) }, () => parts[random(parts.length)]).join("");
     const kept = JSON.stringify(parse(source));

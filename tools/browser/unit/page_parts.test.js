@@ -12,7 +12,7 @@ import { page } from "../fixtures.mjs";
 
 test("numbers as they are printed become numbers to call", () => {
   const cases = {
-    "988": "tel:988",
+    988: "tel:988",
     "116 123": "tel:116123",
     "1-800-273-8255": "tel:18002738255",
     "+44 (0)20 7946 0000": "tel:+442079460000",
@@ -22,7 +22,8 @@ test("numbers as they are printed become numbers to call", () => {
 });
 
 test("what is not one number is not called", () => {
-  for (const printed of ["112 / 911", "988, press 2", "1", "ask", "", "+", "12345678901234567"]) assert.equal(telUrl(printed), null, printed);
+  for (const printed of ["112 / 911", "988, press 2", "1", "ask", "", "+", "12345678901234567"])
+    assert.equal(telUrl(printed), null, printed);
 });
 
 test("text messages go to the one number, with the word that is asked for", () => {
@@ -47,7 +48,14 @@ test("the language: kept, else the browser's, else English", () => {
 
 test("a request carries settings and the extension, and no seed unless one is set", () => {
   const settings = defaultSettings(page());
-  const asked = { model: "m", messages: [{ role: "user", content: "q" }], settings, language: "en", region: "GB", consent: null };
+  const asked = {
+    model: "m",
+    messages: [{ role: "user", content: "q" }],
+    settings,
+    language: "en",
+    region: "GB",
+    consent: null,
+  };
   assert.deepEqual(body(asked), {
     model: "m",
     messages: asked.messages,
@@ -65,9 +73,16 @@ test("a request carries settings and the extension, and no seed unless one is se
 
 test("chunks give text, care, notes and the end", () => {
   const chunk = (value) => [...pieces(JSON.stringify(value))];
-  assert.deepEqual(chunk({ choices: [{ delta: { content: "a" }, finish_reason: null }] }), [{ type: "text", text: "a" }]);
-  assert.deepEqual(chunk({ eyas: { care: { category: "x" } }, choices: [{ delta: { content: "" } }] }), [{ type: "care", care: { category: "x" } }]);
-  assert.deepEqual(chunk({ eyas: { replaced: true }, choices: [{ delta: {}, finish_reason: "stop" }] }), [{ type: "replaced" }, { type: "finish", reason: "stop" }]);
+  assert.deepEqual(chunk({ choices: [{ delta: { content: "a" }, finish_reason: null }] }), [
+    { type: "text", text: "a" },
+  ]);
+  assert.deepEqual(chunk({ eyas: { care: { category: "x" } }, choices: [{ delta: { content: "" } }] }), [
+    { type: "care", care: { category: "x" } },
+  ]);
+  assert.deepEqual(chunk({ eyas: { replaced: true }, choices: [{ delta: {}, finish_reason: "stop" }] }), [
+    { type: "replaced" },
+    { type: "finish", reason: "stop" },
+  ]);
   assert.deepEqual(chunk({ choices: [], usage: {} }), []);
   assert.throws(() => chunk({ error: { message: "m", code: "shutting_down" } }), { trouble: "busy" });
   assert.throws(() => [...pieces("<html>")], { trouble: "broken" });
@@ -93,7 +108,10 @@ test("statuses and codes become troubles that the page explains", () => {
 test("a screen reader hears whole sentences, each once, with pauses", () => {
   let now = 0;
   const heard = [];
-  const announcer = new Announcer((text) => heard.push(text), () => now);
+  const announcer = new Announcer(
+    (text) => heard.push(text),
+    () => now,
+  );
   announcer.update("1. **Sleep** well");
   assert.deepEqual(heard, []);
   announcer.update("1. **Sleep** well. Then");
@@ -111,9 +129,15 @@ test("a screen reader hears whole sentences, each once, with pauses", () => {
 
 test("Chinese sentences are told apart without spaces", () => {
   const heard = [];
-  new Announcer((text) => heard.push(text), () => 0).update("先睡好。然後");
+  new Announcer(
+    (text) => heard.push(text),
+    () => 0,
+  ).update("先睡好。然後");
   assert.deepEqual(heard, ["先睡好。"]);
-  new Announcer((text) => heard.push(text), () => 0).update("睡得好嗎\uff1f然後");
+  new Announcer(
+    (text) => heard.push(text),
+    () => 0,
+  ).update("睡得好嗎\uff1f然後");
   assert.deepEqual(heard.slice(1), ["睡得好嗎\uff1f"]);
 });
 
@@ -121,7 +145,10 @@ test("a reminder is due after so many questions or minutes, and again", () => {
   let now = 0;
   const clock = new SessionClock(() => now);
   const limits = { after_turns: 3, after_minutes: 10 };
-  assert.deepEqual([1, 2, 3, 4, 5, 6].map(() => clock.count(limits)), [false, false, true, false, false, true]);
+  assert.deepEqual(
+    [1, 2, 3, 4, 5, 6].map(() => clock.count(limits)),
+    [false, false, true, false, false, true],
+  );
   now = 10 * 60_000;
   assert.ok(clock.count(limits));
   assert.ok(!clock.count({}));

@@ -18,7 +18,18 @@ test("a value that is no option counts as unanswered", () => {
 });
 
 test("published cut-offs of PHQ-9", () => {
-  const limits = { 0: "Minimal", 4: "Minimal", 5: "Mild", 9: "Mild", 10: "Moderate", 14: "Moderate", 15: "Moderately severe", 19: "Moderately severe", 20: "Severe", 27: "Severe" };
+  const limits = {
+    0: "Minimal",
+    4: "Minimal",
+    5: "Mild",
+    9: "Mild",
+    10: "Moderate",
+    14: "Moderate",
+    15: "Moderately severe",
+    19: "Moderately severe",
+    20: "Severe",
+    27: "Severe",
+  };
   for (const [value, name] of Object.entries(limits)) assert.equal(bandOf(phq9, Number(value)).name, name, value);
   assert.equal(highest(phq9), 27);
 });

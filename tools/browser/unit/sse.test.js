@@ -2,7 +2,8 @@ import assert from "node:assert/strict";
 import test from "node:test";
 import { SseParser } from "../../../crates/eyas-serve/web/assets/js/sse.js";
 
-const stream = '\ufeff: hello\r\ndata: {"a":1}\r\n\r\nevent: note\ndata: one\ndata: two\n\nid: 7\nretry: 5\ndata\rdata:x\r\rdata:  y\n\ndata: [DONE]\n\n';
+const stream =
+  '\ufeff: hello\r\ndata: {"a":1}\r\n\r\nevent: note\ndata: one\ndata: two\n\nid: 7\nretry: 5\ndata\rdata:x\r\rdata:  y\n\ndata: [DONE]\n\n';
 const expected = [
   { event: "message", data: '{"a":1}' },
   { event: "note", data: "one\ntwo" },

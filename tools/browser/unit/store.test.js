@@ -1,9 +1,20 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { Conversations, messagesFor, newTurn, titleOf } from "../../../crates/eyas-serve/web/assets/js/conversations.js";
+import {
+  Conversations,
+  messagesFor,
+  newTurn,
+  titleOf,
+} from "../../../crates/eyas-serve/web/assets/js/conversations.js";
 import { asCsv, asMarkdown } from "../../../crates/eyas-serve/web/assets/js/export.js";
 import { Records } from "../../../crates/eyas-serve/web/assets/js/records.js";
-import { defaultSettings, loadSettings, range, saveSettings, NUMBERS } from "../../../crates/eyas-serve/web/assets/js/settings.js";
+import {
+  defaultSettings,
+  loadSettings,
+  range,
+  saveSettings,
+  NUMBERS,
+} from "../../../crates/eyas-serve/web/assets/js/settings.js";
 import { Store, StorageFull, newId } from "../../../crates/eyas-serve/web/assets/js/store.js";
 import { addVote, shuffled, totals, votes } from "../../../crates/eyas-serve/web/assets/js/votes.js";
 import { page } from "../fixtures.mjs";
@@ -68,7 +79,10 @@ test("conversations are listed newest first; broken records are left out", () =>
   all.save(second);
   store.set("conversation.bad", { id: "bad", turns: [{}], updated: "x" });
   store.set("conversation.null", null);
-  assert.deepEqual(all.list().map((c) => c.id), [second.id, first.id]);
+  assert.deepEqual(
+    all.list().map((c) => c.id),
+    [second.id, first.id],
+  );
   assert.equal(all.get("bad"), null);
   all.remove(second.id);
   assert.equal(all.list().length, 1);
@@ -95,7 +109,10 @@ test("settings: only changes are kept, and nonsense is ignored", () => {
   const store = new Store(storage());
   const usual = defaultSettings(page());
   assert.equal(usual.model, "mental-health");
-  assert.deepEqual([usual.temperature, usual.top_p, usual.repetition_penalty, usual.max_tokens, usual.remember], [0.4, 0.6, 1.3, 256, 2]);
+  assert.deepEqual(
+    [usual.temperature, usual.top_p, usual.repetition_penalty, usual.max_tokens, usual.remember],
+    [0.4, 0.6, 1.3, 256, 2],
+  );
   saveSettings(store, page(), { ...usual, temperature: 1, system: "x" });
   assert.deepEqual(store.get("settings", null), { temperature: 1, system: "x" });
   assert.equal(loadSettings(store, page()).temperature, 1);
@@ -118,8 +135,16 @@ test("moods and scores: kept in order of time, removed one by one or all", () =>
   const records = new Records(store);
   records.addMood(4, "fine");
   records.addScore({ questionnaire: "phq-9", score: 5, highest: 27, band: "Mild" });
-  store.set("mood", [...records.moods(), { id: "x", at: "2020-01-01T00:00:00Z", value: 1, note: "" }, { id: "y", at: "no", value: 9 }, null]);
-  assert.deepEqual(records.moods().map((m) => m.value), [1, 4]);
+  store.set("mood", [
+    ...records.moods(),
+    { id: "x", at: "2020-01-01T00:00:00Z", value: 1, note: "" },
+    { id: "y", at: "no", value: 9 },
+    null,
+  ]);
+  assert.deepEqual(
+    records.moods().map((m) => m.value),
+    [1, 4],
+  );
   records.remove("x");
   assert.equal(records.moods().length, 1);
   records.clear();
@@ -137,7 +162,11 @@ test("CSV quotes, and a note is never a formula", () => {
 
 test("Markdown quotes what a person wrote", () => {
   const turn = { ...newTurn("# not a heading\nline two"), answer: { text: "**yes**", model: "m", finish: "stopped" } };
-  const text = asMarkdown([{ id: "1", created: "", updated: "", turns: [turn] }], { you: "You", stopped: "stopped", title: "T" });
+  const text = asMarkdown([{ id: "1", created: "", updated: "", turns: [turn] }], {
+    you: "You",
+    stopped: "stopped",
+    title: "T",
+  });
   assert.match(text, /^> # not a heading$/m);
   assert.match(text, /^> line two$/m);
   assert.match(text, /\*\*yes\*\*/);
@@ -157,6 +186,12 @@ test("votes count for the model, whatever side it was on", () => {
 });
 
 test("the order of two is by chance", () => {
-  assert.deepEqual(shuffled(["a", "b"], () => 0.4), ["a", "b"]);
-  assert.deepEqual(shuffled(["a", "b"], () => 0.6), ["b", "a"]);
+  assert.deepEqual(
+    shuffled(["a", "b"], () => 0.4),
+    ["a", "b"],
+  );
+  assert.deepEqual(
+    shuffled(["a", "b"], () => 0.6),
+    ["b", "a"],
+  );
 });

@@ -24,7 +24,9 @@ test("Chinese words are Chinese, and English ones are not", () => {
 });
 
 test("every key that is used has words, and all words are used", () => {
-  const sources = readdirSync(new URL("assets/js/", WEB)).map((name) => readFileSync(new URL(`assets/js/${name}`, WEB), "utf8"));
+  const sources = readdirSync(new URL("assets/js/", WEB)).map((name) =>
+    readFileSync(new URL(`assets/js/${name}`, WEB), "utf8"),
+  );
   const source = [...sources, readFileSync(new URL("index.html", WEB), "utf8")].join("\n");
   const said = [
     ...source.matchAll(/\b(?:say|label|hint|labelKey|hintKey|headingKey):? \[?"([a-z_.\d]+)"/g),
@@ -40,5 +42,6 @@ test("every key that is used has words, and all words are used", () => {
 });
 
 test("Chinese words use Chinese signs", () => {
-  for (const [key, text] of Object.entries(zh)) assert.doesNotMatch(text, /\p{Script=Han}[,:;?!(]|[,;?!)]\p{Script=Han}/u, key);
+  for (const [key, text] of Object.entries(zh))
+    assert.doesNotMatch(text, /\p{Script=Han}[,:;?!(]|[,;?!)]\p{Script=Han}/u, key);
 });

@@ -18,7 +18,9 @@ export class Care {
 
   /** The region chosen, or the operator's, or the one that the browser's languages name; "" for none. */
   get region() {
-    return this.store.get("region", null) ?? this.fallbackRegion ?? regionOf(navigator.languages ?? [navigator.language]);
+    return (
+      this.store.get("region", null) ?? this.fallbackRegion ?? regionOf(navigator.languages ?? [navigator.language])
+    );
   }
 
   set region(code) {
@@ -35,7 +37,9 @@ export class Care {
   /** @param {string} [region] @returns {Promise<Help>} */
   async help(region = this.region) {
     const query = { language: currentLanguage(), ...(region ? { region } : {}) };
-    const found = await this.kept(`help.lines.${currentLanguage()}.${region}`, () => getJson("/api/care/helplines", query));
+    const found = await this.kept(`help.lines.${currentLanguage()}.${region}`, () =>
+      getJson("/api/care/helplines", query),
+    );
     return asHelp(found);
   }
 

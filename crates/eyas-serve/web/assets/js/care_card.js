@@ -32,7 +32,8 @@ export function careCard(app, { care, words, headingKey = "care.heading", goOn }
     }),
     grounding,
     care?.follow_up && h("p.prose", {}, care.follow_up),
-    goOn && h("div", {}, h("button.go-on", { on: { click: goOn } }, drawing("message"), h("span", { say: "care.go_on" }))),
+    goOn &&
+      h("div", {}, h("button.go-on", { on: { click: goOn } }, drawing("message"), h("span", { say: "care.go_on" }))),
     h("p.small.soft", { say: "care.source" }),
   );
   if (care?.helplines?.length) show(lines, grounding, asHelp(care));
@@ -67,10 +68,7 @@ function show(lines, grounding, help) {
   );
   grounding.replaceChildren(
     ...(help.grounding.length
-      ? [
-          h("h4", { say: "care.grounding" }),
-          h("ol", {}, ...help.grounding.map((step) => h("li", {}, step))),
-        ]
+      ? [h("h4", { say: "care.grounding" }), h("ol", {}, ...help.grounding.map((step) => h("li", {}, step)))]
       : []),
   );
 }
@@ -86,14 +84,17 @@ function lineItem(line) {
     h(
       "div.ways",
       {},
-      line.phone && way(telUrl(line.phone), "phone", line.phone, ["care.call", { name: line.name, number: line.phone }]),
+      line.phone &&
+        way(telUrl(line.phone), "phone", line.phone, ["care.call", { name: line.name, number: line.phone }]),
       line.sms && way(smsUrl(line.sms), "message", line.sms, ["care.text", { name: line.name, number: line.sms }]),
       url && h("a", { href: url.href, target: "_blank", rel: "noopener noreferrer" }, drawing("globe"), url.host),
     ),
     h(
       "p.small.soft",
       {},
-      [line.hours, languages.join(t("list")), t("care.checked", { date: date(line.checked, { dateStyle: "medium" }) })].filter(Boolean).join(" · "),
+      [line.hours, languages.join(t("list")), t("care.checked", { date: date(line.checked, { dateStyle: "medium" }) })]
+        .filter(Boolean)
+        .join(" · "),
     ),
   );
 }

@@ -53,7 +53,9 @@ function draw(series, width) {
   });
   for (const band of series.bands) {
     const middle = y((Math.max(from, band.from) + Math.min(to, band.to)) / 2);
-    root.append(svg("text", { class: "band-name", x: left + inner - 6, y: middle + 4, "text-anchor": "end" }, band.name));
+    root.append(
+      svg("text", { class: "band-name", x: left + inner - 6, y: middle + 4, "text-anchor": "end" }, band.name),
+    );
   }
   for (const value of ticks(series)) {
     root.append(
@@ -63,11 +65,21 @@ function draw(series, width) {
   }
   // Within some days the hour tells the ends apart.
   /** @type {Intl.DateTimeFormatOptions} */
-  const style = span < 2 * DAY_MS ? { month: "numeric", day: "numeric", hour: "numeric", minute: "2-digit" } : { dateStyle: "medium" };
-  for (const [time, anchor] of span ? [[first, "start"], [last, "end"]] : [[first, "middle"]]) {
+  const style =
+    span < 2 * DAY_MS
+      ? { month: "numeric", day: "numeric", hour: "numeric", minute: "2-digit" }
+      : { dateStyle: "medium" };
+  for (const [time, anchor] of span
+    ? [
+        [first, "start"],
+        [last, "end"],
+      ]
+    : [[first, "middle"]]) {
     root.append(svg("text", { x: x(time), y: HEIGHT - 10, "text-anchor": anchor }, date(time, style)));
   }
-  root.append(svg("polyline", { class: "line", points: points.map((p, i) => `${x(times[i])},${y(p.value)}`).join(" ") }));
+  root.append(
+    svg("polyline", { class: "line", points: points.map((p, i) => `${x(times[i])},${y(p.value)}`).join(" ") }),
+  );
   points.forEach((point, i) => {
     const dot = svg("circle", { class: "dot", cx: x(times[i]), cy: y(point.value), r: 4.5 });
     dot.append(svg("title", {}, `${date(point.at)}: ${point.value} ${point.words}`));

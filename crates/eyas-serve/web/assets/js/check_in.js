@@ -48,7 +48,12 @@ export class CheckIn {
       h("h1", { say: "check_in.heading" }),
       h("p.soft", { say: "check_in.text" }),
       moodForm(this.app, this.records, () => this.drawHistory()),
-      h("section", { "aria-labelledby": "questionnaires-heading" }, h("h2", { id: "questionnaires-heading", say: "questionnaires" }), list),
+      h(
+        "section",
+        { "aria-labelledby": "questionnaires-heading" },
+        h("h2", { id: "questionnaires-heading", say: "questionnaires" }),
+        list,
+      ),
       this.history,
     );
     this.drawHistory();
@@ -66,7 +71,11 @@ export class CheckIn {
       h("h3", {}, questionnaire.title),
       h("p", {}, questionnaire.about),
       h("p.small.soft", { say: ["questionnaire.items", { count: questionnaire.items.length }] }),
-      h("button", { say: "questionnaire.start", label: ["questionnaire.start_name", { title: questionnaire.title }], on: { click: () => this.fillIn(questionnaire) } }),
+      h("button", {
+        say: "questionnaire.start",
+        label: ["questionnaire.start_name", { title: questionnaire.title }],
+        on: { click: () => this.fillIn(questionnaire) },
+      }),
     );
   }
 

@@ -54,8 +54,21 @@ export class Compare {
           : h(
               "div.pair",
               {},
-              ...this.choices.map((select, side) => h("label", {}, h("span.small", { say: ["compare.model", { number: side + 1 }] }), select)),
-              h("label.check", {}, this.blind, h("span", {}, h("span", { say: "compare.blind" }), h("br"), h("span.small.soft", { say: "compare.blind_about" }))),
+              ...this.choices.map((select, side) =>
+                h("label", {}, h("span.small", { say: ["compare.model", { number: side + 1 }] }), select),
+              ),
+              h(
+                "label.check",
+                {},
+                this.blind,
+                h(
+                  "span",
+                  {},
+                  h("span", { say: "compare.blind" }),
+                  h("br"),
+                  h("span.small.soft", { say: "compare.blind_about" }),
+                ),
+              ),
             ),
         this.tally,
       ),
@@ -68,7 +81,11 @@ export class Compare {
 
   modelChoice(chosen, side) {
     const models = this.app.page.models;
-    const select = h("select", { id: `compare-${side}` }, ...models.map((m) => h("option", { value: m.id }, modelName(m))));
+    const select = h(
+      "select",
+      { id: `compare-${side}` },
+      ...models.map((m) => h("option", { value: m.id }, modelName(m))),
+    );
     if (chosen) select.value = chosen.id;
     return select;
   }
@@ -114,7 +131,15 @@ export class Compare {
       h(
         "table",
         {},
-        h("thead", {}, h("tr", {}, ...["votes.model", "votes.preferred", "votes.share"].map((key) => h("th", { scope: "col", say: key })))),
+        h(
+          "thead",
+          {},
+          h(
+            "tr",
+            {},
+            ...["votes.model", "votes.preferred", "votes.share"].map((key) => h("th", { scope: "col", say: key })),
+          ),
+        ),
         ...all.map(pairRows),
       ),
       h("div.row", {}, h("button.quiet", { say: "votes.reset", on: { click: reset } })),
@@ -154,7 +179,9 @@ class Round {
     this.voted = voted;
     /** @type {import("./conversations.js").Answer[]} */
     this.answers = [];
-    this.names = models.map((id, side) => h("span", { say: blind ? ["compare.letter", { letter: LETTERS[side] }] : ["compare.name", { model: id }] }));
+    this.names = models.map((id, side) =>
+      h("span", { say: blind ? ["compare.letter", { letter: LETTERS[side] }] : ["compare.name", { model: id }] }),
+    );
     this.views = models.map((_, side) => this.column(side));
     this.vote = h("div.vote");
     this.root = h(
@@ -167,7 +194,9 @@ class Round {
   }
 
   column(side) {
-    const copyButton = iconButton("button.quiet", "copy", "copy", { on: { click: () => copy(this.answers[side]?.text ?? "") } });
+    const copyButton = iconButton("button.quiet", "copy", "copy", {
+      on: { click: () => copy(this.answers[side]?.text ?? "") },
+    });
     return new AnswerView(this.app, { by: h("h3", {}, this.names[side]), actions: [copyButton] });
   }
 
@@ -232,7 +261,9 @@ class Round {
 
   /** @param {string} key @param {Record<string, string>} values */
   reveal(key, values) {
-    this.names.forEach((name, side) => say(name, "compare.letter_name", { letter: LETTERS[side], model: this.models[side] }));
+    this.names.forEach((name, side) =>
+      say(name, "compare.letter_name", { letter: LETTERS[side], model: this.models[side] }),
+    );
     this.vote.replaceChildren(h("p.notice", { tabindex: -1, say: [key, values] }));
   }
 }

@@ -15,7 +15,8 @@ export function openData(app) {
     scores: found.scores.length,
     votes: found.votes.length,
   };
-  const json = () => download(fileName("eyas", "json"), "application/json", `${JSON.stringify(everything(app), null, 2)}\n`);
+  const json = () =>
+    download(fileName("eyas", "json"), "application/json", `${JSON.stringify(everything(app), null, 2)}\n`);
   const words = { you: t("export.you"), stopped: t("answer.stopped"), title: app.page.title };
   const markdown = () =>
     download(fileName("eyas-conversations", "md"), "text/markdown", asMarkdown(app.conversations.list(), words));
@@ -29,7 +30,11 @@ export function openData(app) {
       iconButton("button", "save", "data.markdown", { disabled: !counts.conversations, on: { click: markdown } }),
     ),
     h("p.soft", { say: "data.clear_text" }),
-    h("div.row", {}, iconButton("button.danger", "trash", "data.clear", { id: "clear", on: { click: () => clear(app) } })),
+    h(
+      "div.row",
+      {},
+      iconButton("button.danger", "trash", "data.clear", { id: "clear", on: { click: () => clear(app) } }),
+    ),
   ]);
 }
 

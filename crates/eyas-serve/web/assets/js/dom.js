@@ -18,15 +18,18 @@ export function h(name, props = {}, ...children) {
   if (tag === "button") node.setAttribute("type", "button");
   for (const [key, value] of Object.entries(props)) {
     if (key === "on") for (const [type, fn] of Object.entries(value)) node.addEventListener(type, fn);
-    else if (key === "say") say(node, ...[value].flat());
-    else if (key === "label") label(node, "aria-label", ...[value].flat());
-    else if (key === "hint") label(node, "placeholder", ...[value].flat());
+    else if (key === "say") say(node, ...words(value));
+    else if (key === "label") label(node, "aria-label", ...words(value));
+    else if (key === "hint") label(node, "placeholder", ...words(value));
     else if (value === true) node.setAttribute(key, "");
     else if (value !== false && value !== undefined && value !== null) node.setAttribute(key, String(value));
   }
-  node.append(.../** @type {(Node | string)[]} */ (children.filter((child) => child || child === 0)));
+  node.append(.../** @type {(Node | string)[]} */ (children.filter(Boolean)));
   return node;
 }
+
+/** @param {string | [string, Record<string, unknown>]} value @returns {[string, Record<string, unknown>?]} */
+const words = (value) => (typeof value === "string" ? [value] : value);
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -39,8 +42,8 @@ export function svg(name, attributes = {}, ...children) {
 }
 
 /** A button with a drawing and words. */
-export function iconButton(name, icon, words, props = {}) {
-  return h(name, props, drawing(icon), h("span", { say: words }));
+export function iconButton(name, icon, say, props = {}) {
+  return h(name, props, drawing(icon), h("span", { say }));
 }
 
 /** Lines on a grid of 24, drawn with round strokes. */

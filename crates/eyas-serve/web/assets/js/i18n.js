@@ -81,7 +81,9 @@ function speak(node) {
 /** The language with the region that the browser prefers, for dates and numbers as people there write them. */
 function locale() {
   const tags = globalThis.navigator?.languages ?? [];
-  return tags.find((tag) => chooseLanguage(null, [tag]) === language && tag.slice(0, 2) === language.slice(0, 2)) ?? language;
+  return (
+    tags.find((tag) => chooseLanguage(null, [tag]) === language && tag.slice(0, 2) === language.slice(0, 2)) ?? language
+  );
 }
 
 /** @param {string | number | Date} when @param {Intl.DateTimeFormatOptions} [options] */

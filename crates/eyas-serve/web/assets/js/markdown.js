@@ -55,7 +55,11 @@ function blocks(lines, depth) {
     }
     const heading = HEADING.exec(line);
     if (heading) {
-      out.push({ type: "heading", level: heading[1].length, children: inline((heading[2] ?? "").replace(/\s+#+\s*$/, "")) });
+      out.push({
+        type: "heading",
+        level: heading[1].length,
+        children: inline((heading[2] ?? "").replace(/\s+#+\s*$/, "")),
+      });
       i++;
       continue;
     }
@@ -171,7 +175,13 @@ export function inline(text, links = true) {
         i += ticks.length;
       } else {
         flush();
-        nodes.push({ type: "code", text: text.slice(i + ticks.length, end).replace(/\n/g, " ").replace(/^ (.*\S.*) $/, "$1") });
+        nodes.push({
+          type: "code",
+          text: text
+            .slice(i + ticks.length, end)
+            .replace(/\n/g, " ")
+            .replace(/^ (.*\S.*) $/, "$1"),
+        });
         i = end + ticks.length;
       }
     } else if (c === "*" || c === "_" || c === "~") {

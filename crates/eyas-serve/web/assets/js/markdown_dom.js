@@ -48,7 +48,10 @@ function blockNode(block) {
     case "quote":
       return element("blockquote", block.blocks.map(blockNode));
     case "list": {
-      const list = element(block.ordered ? "ol" : "ul", block.items.map((item) => element("li", itemNodes(item))));
+      const list = element(
+        block.ordered ? "ol" : "ul",
+        block.items.map((item) => element("li", itemNodes(item))),
+      );
       if (block.ordered && block.start !== 1) list.setAttribute("start", String(block.start));
       return list;
     }
@@ -64,28 +67,30 @@ function itemNodes(blocks) {
 
 /** @param {Inline[]} parts @returns {(Node | string)[]} */
 function inlineNodes(parts) {
-  return parts.flatMap((part) => {
-    switch (part.type) {
-      case "text":
-        return [part.text];
-      case "code":
-        return [element("code", [part.text])];
-      case "break":
-        return [element("br", [])];
-      case "link": {
-        const link = /** @type {HTMLAnchorElement} */ (element("a", inlineNodes(part.children)));
-        link.href = part.href;
-        link.rel = "noopener noreferrer";
-        link.target = "_blank";
-        // Where it leads is said in the page's words, whatever the model calls it.
-        const host = element("span", [` (${part.host})`]);
-        host.className = "link-host";
-        return [link, host];
+  return parts.flatMap(
+    /** @returns {(Node | string)[]} */ (part) => {
+      switch (part.type) {
+        case "text":
+          return [part.text];
+        case "code":
+          return [element("code", [part.text])];
+        case "break":
+          return [element("br", [])];
+        case "link": {
+          const link = /** @type {HTMLAnchorElement} */ (element("a", inlineNodes(part.children)));
+          link.href = part.href;
+          link.rel = "noopener noreferrer";
+          link.target = "_blank";
+          // Where it leads is said in the page's words, whatever the model calls it.
+          const host = element("span", [` (${part.host})`]);
+          host.className = "link-host";
+          return [link, host];
+        }
+        default:
+          return [element(part.type, inlineNodes(part.children))];
       }
-      default:
-        return [element(part.type, inlineNodes(part.children))];
-    }
-  });
+    },
+  );
 }
 
 /** @param {string} name @param {(Node | string)[]} children @returns {HTMLElement} */

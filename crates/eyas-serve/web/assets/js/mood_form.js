@@ -15,7 +15,9 @@ const MOUTHS = [-4, -2, 0, 2.5, 5];
  */
 export function moodForm(app, records, added) {
   const note = h("textarea", { id: "mood-note", rows: 2, maxlength: 500, hint: "mood.note_hint" });
-  const choices = MOODS.map((value) => h("input", { type: "radio", name: "mood", value, required: true, id: `mood-${value}` }));
+  const choices = MOODS.map((value) =>
+    h("input", { type: "radio", name: "mood", value, required: true, id: `mood-${value}` }),
+  );
   const save = (event) => {
     event.preventDefault();
     const chosen = choices.find((choice) => choice.checked);
@@ -37,7 +39,9 @@ export function moodForm(app, records, added) {
       h(
         "div.faces",
         {},
-        ...choices.map((choice, i) => h("label", { for: choice.id }, choice, face(MOUTHS[i]), h("span", { say: `mood.${i + 1}` }))),
+        ...choices.map((choice, i) =>
+          h("label", { for: choice.id }, choice, face(MOUTHS[i]), h("span", { say: `mood.${i + 1}` })),
+        ),
       ),
     ),
     h("label", { for: "mood-note", say: "mood.note" }),

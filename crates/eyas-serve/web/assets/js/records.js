@@ -37,7 +37,10 @@ export class Records {
 
   /** @param {string} id */
   remove(id) {
-    for (const [key, records] of /** @type {const} */ ([["mood", this.moods()], ["scores", this.scores()]])) {
+    for (const [key, records] of /** @type {const} */ ([
+      ["mood", this.moods()],
+      ["scores", this.scores()],
+    ])) {
       const rest = records.filter((record) => record.id !== id);
       if (rest.length < records.length) this.store.set(key, rest);
     }

@@ -70,8 +70,12 @@ export function recordsView(app, records, questionnaires, root) {
  * @returns {import("./chart.js").Series[]}
  */
 function series(records, questionnaires) {
-  const moods = records.moods().map((m) => ({ id: m.id, at: m.at, value: m.value, words: t(`mood.${m.value}`), note: m.note }));
-  const found = [{ id: "mood", title: t("records.mood"), from: 1, to: 5, bands: [], points: moods, labels: (v) => t(`mood.${v}`) }];
+  const moods = records
+    .moods()
+    .map((m) => ({ id: m.id, at: m.at, value: m.value, words: t(`mood.${m.value}`), note: m.note }));
+  const found = [
+    { id: "mood", title: t("records.mood"), from: 1, to: 5, bands: [], points: moods, labels: (v) => t(`mood.${v}`) },
+  ];
   const scores = records.scores();
   for (const id of new Set(scores.map((s) => s.questionnaire))) {
     const own = scores.filter((s) => s.questionnaire === id);
@@ -83,7 +87,13 @@ function series(records, questionnaires) {
       to: own[0].highest,
       bands: questionnaire?.bands ?? [],
       // The band in the language of the page, where the questionnaire is known.
-      points: own.map((s) => ({ id: s.id, at: s.at, value: s.score, words: (questionnaire && bandOf(questionnaire, s.score)?.name) ?? s.band, note: "" })),
+      points: own.map((s) => ({
+        id: s.id,
+        at: s.at,
+        value: s.score,
+        words: (questionnaire && bandOf(questionnaire, s.score)?.name) ?? s.band,
+        note: "",
+      })),
       labels: null,
     });
   }
@@ -99,20 +109,39 @@ function table(current, remove) {
       "table",
       {},
       h("caption.unseen", {}, current.title),
-      h("thead", {}, h("tr", {}, ...["records.when", "records.value", "records.meaning"].map((key) => h("th", { scope: "col", say: key })), h("td"))),
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          ...["records.when", "records.value", "records.meaning"].map((key) => h("th", { scope: "col", say: key })),
+          h("td"),
+        ),
+      ),
       h(
         "tbody",
         {},
-        ...current.points.toReversed().map((point) =>
-          h(
-            "tr",
-            {},
-            h("th", { scope: "row" }, date(point.at)),
-            h("td", {}, number(point.value)),
-            h("td", {}, [point.words, point.note].filter(Boolean).join(" · ")),
-            h("td", {}, h("button.icon", { label: ["records.delete", { when: date(point.at) }], on: { click: () => remove(point.id) } }, drawing("trash"))),
+        ...current.points
+          .toReversed()
+          .map((point) =>
+            h(
+              "tr",
+              {},
+              h("th", { scope: "row" }, date(point.at)),
+              h("td", {}, number(point.value)),
+              h("td", {}, [point.words, point.note].filter(Boolean).join(" · ")),
+              h(
+                "td",
+                {},
+                h(
+                  "button.icon",
+                  { label: ["records.delete", { when: date(point.at) }], on: { click: () => remove(point.id) } },
+                  drawing("trash"),
+                ),
+              ),
+            ),
           ),
-        ),
       ),
     ),
   );

@@ -53,6 +53,7 @@ export function range(number, page) {
  */
 export function loadSettings(store, page) {
   const settings = defaultSettings(page);
+  /** @type {Record<string, any>} */
   const kept = store.get("settings", {});
   if (typeof kept !== "object" || kept === null) return settings;
   for (const number of NUMBERS) {

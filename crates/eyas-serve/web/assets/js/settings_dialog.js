@@ -40,7 +40,15 @@ function fieldsOf(app) {
     ...app.page.models.map((m) => h("option", { value: m.id }, modelName(m))),
   );
   const numbers = NUMBERS.map((entry) => slider(range(entry, app.page)));
-  const seed = h("input", { id: "set-seed", type: "number", min: 0, max: MAX_SEED, step: 1, inputmode: "numeric", hint: "settings.seed.random" });
+  const seed = h("input", {
+    id: "set-seed",
+    type: "number",
+    min: 0,
+    max: MAX_SEED,
+    step: 1,
+    inputmode: "numeric",
+    hint: "settings.seed.random",
+  });
   const system = h("textarea", { id: "set-system", rows: 4, hint: "settings.system.usual" });
   const tidy = h("input", { id: "set-tidy", type: "checkbox" });
   const nodes = [
@@ -48,7 +56,12 @@ function fieldsOf(app) {
     ...numbers.map((n) => n.root),
     labelled("set-seed", "settings.seed", seed, "settings.seed.about"),
     labelled("set-system", "settings.system", system, "settings.system.about"),
-    h("label.check", {}, tidy, h("span", {}, h("span", { say: "settings.tidy" }), h("br"), h("span.small.soft", { say: "settings.tidy.about" }))),
+    h(
+      "label.check",
+      {},
+      tidy,
+      h("span", {}, h("span", { say: "settings.tidy" }), h("br"), h("span.small.soft", { say: "settings.tidy.about" })),
+    ),
   ];
   return {
     nodes,
@@ -59,10 +72,11 @@ function fieldsOf(app) {
       system.value = settings.system ?? "";
       tidy.checked = settings.tidy;
     },
+    /** @returns {import("./settings.js").Settings} */
     get() {
       return {
         model: model.value,
-        ...Object.fromEntries(numbers.map((n) => [n.key, n.get()])),
+        .../** @type {any} */ (Object.fromEntries(numbers.map((n) => [n.key, n.get()]))),
         seed: seed.value === "" ? null : Number(seed.value),
         // An empty field leaves the instructions to the server.
         system: system.value.trim() ? system.value : null,
@@ -106,5 +120,11 @@ function slider({ key, min, max, step }) {
 
 function labelled(id, key, field, about) {
   if (about) field.setAttribute("aria-describedby", `${id}-about`);
-  return h("div.field", {}, h("label", { for: id, say: key }), field, about && h("p.small.soft", { id: `${id}-about`, say: about }));
+  return h(
+    "div.field",
+    {},
+    h("label", { for: id, say: key }),
+    field,
+    about && h("p.small.soft", { id: `${id}-about`, say: about }),
+  );
 }

@@ -6,6 +6,8 @@ import { titleOf } from "./conversations.js";
 import { drawing, h, iconButton } from "./dom.js";
 import { LANGUAGES, date, label, loadLanguage } from "./i18n.js";
 
+/** Short enough for the column. @type {Intl.DateTimeFormatOptions} */
+const WHEN = { month: "short", day: "numeric", hour: "numeric", minute: "2-digit" };
 const THEMES = ["system", "light", "dark"];
 
 export class Side {
@@ -46,7 +48,9 @@ export class Side {
         h("label", {}, drawing("moon"), h("span.unseen", { say: "theme" }), this.themeChoice()),
       ),
     );
-    document.addEventListener("eyas:conversations", (event) => this.list(/** @type {CustomEvent} */ (event).detail.open));
+    document.addEventListener("eyas:conversations", (event) =>
+      this.list(/** @type {CustomEvent} */ (event).detail.open),
+    );
     // Another tab of this browser.
     addEventListener("storage", () => this.list(this.current));
     document.addEventListener("eyas:language", () => this.list(this.current));
@@ -66,11 +70,18 @@ export class Side {
           {},
           h(
             "button.open",
-            { "aria-current": conversation.id === open ? "true" : undefined, on: { click: () => this.choose(conversation.id) } },
+            {
+              "aria-current": conversation.id === open ? "true" : undefined,
+              on: { click: () => this.choose(conversation.id) },
+            },
             h("span", {}, title),
-            h("span.small.soft", {}, date(conversation.updated)),
+            h("span.small.soft", {}, date(conversation.updated, WHEN)),
           ),
-          h("button.icon", { label: ["side.delete", { title }], on: { click: () => this.remove(conversation.id) } }, drawing("trash")),
+          h(
+            "button.icon",
+            { label: ["side.delete", { title }], on: { click: () => this.remove(conversation.id) } },
+            drawing("trash"),
+          ),
         );
       }),
     );
@@ -154,9 +165,9 @@ export class Side {
     this.button.focus();
   }
 
-  /** @returns {HTMLElement[]} */
+  /** What a drawer covers. @returns {any[]} */
   behind() {
-    return [...document.querySelectorAll("main, .top, .skip")];
+    return Array.from(document.querySelectorAll("main, .top, .skip"));
   }
 }
 

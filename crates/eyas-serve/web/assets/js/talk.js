@@ -84,9 +84,7 @@ export class Talk {
     if (state !== this.shown) {
       this.shown = state;
       this.intro.replaceChildren(
-        begun
-          ? h("h1.unseen", {}, this.app.page.title)
-          : welcome(this.app, { ask: (text) => this.ask(text), begin }),
+        begun ? h("h1.unseen", {}, this.app.page.title) : welcome(this.app, { ask: (text) => this.ask(text), begin }),
       );
     }
     this.composer.setEnabled(this.app.acknowledged);

@@ -30,6 +30,8 @@ export class AnswerView {
     this.buttons = h("div.actions", { hidden: true }, ...actions);
     this.root = h("div.answer", {}, h("div.by", {}, by), this.care, this.prose, this.notes, this.buttons);
     this.frame = 0;
+    /** Called after more of it is drawn. @type {(() => void) | undefined} */
+    this.grew = undefined;
   }
 
   /** Before the first word. */
