@@ -7,7 +7,7 @@
  * `slow` streams for some seconds, `silent` waits before its first word, `markdown` and `hostile` answer with such text,
  * `busy` is refused with 429 twice, `long question` is refused as too long, `fail` with 500, `vanish` closes the connection,
  * `break` closes it in the middle of the answer, `cut` ends at the length, `checked` says that a part was replaced,
- * `are you human` carries the reminder, and `end my life` is answered with care.
+ * `are you human` is answered with the reminder first, and `end my life` is answered with care.
  */
 import { createServer } from "node:http";
 import { readFile } from "node:fs/promises";
@@ -63,7 +63,7 @@ export async function startFakeServer({ port = 0, page = (p) => p, key } = {}) {
     if (url.pathname === "/api/care/helplines")
       return json(fixtures.helplines(url.searchParams.get("region"), language));
     if (url.pathname === "/api/care/reminders") return json(fixtures.reminders(language));
-    if (url.pathname === "/api/care/questionnaires") return json(fixtures.questionnaires(language));
+    if (url.pathname === "/api/care/questionnaires") return json({ questionnaires: fixtures.questionnaires(language) });
     return file(url.pathname, response);
   }
 
@@ -96,8 +96,11 @@ export async function startFakeServer({ port = 0, page = (p) => p, key } = {}) {
     response.write(": hello\n\n");
     if (question.includes("silent")) await wait(12_000);
     const crisis = /end my life|想結束生命/.test(question) && fixtures.careAnswer(eyas.region, eyas.language);
-    chunk({ role: "assistant", content: "" }, null, crisis ? { care: crisis.care } : undefined);
-    const text = crisis ? crisis.text : fixtures.answerTo(model, question, eyas.language);
+    const human = question.includes("are you human");
+    const first = { ...(crisis ? { care: crisis.care } : {}), ...(human ? { reminder: "asked" } : {}) };
+    chunk({ role: "assistant", content: "" }, null, first);
+    const said = human ? `${fixtures.reminders(eyas.language).asked}\n\n` : "";
+    const text = said + (crisis ? crisis.text : fixtures.answerTo(model, question, eyas.language));
     const pieces = text.match(/\s*\S+\s*?|\s+/gu) ?? [];
     const pause = question.includes("slow") ? 60 : question.includes("break") ? 20 : 2;
     for (const [i, piece] of pieces.entries()) {
@@ -106,11 +109,7 @@ export async function startFakeServer({ port = 0, page = (p) => p, key } = {}) {
       chunk({ content: piece });
       await wait(pause);
     }
-    const extra = question.includes("checked")
-      ? { replaced: true }
-      : question.includes("are you human")
-        ? { reminder: fixtures.reminders(eyas.language).asked }
-        : undefined;
+    const extra = question.includes("checked") ? { replaced: ["dose"] } : undefined;
     chunk({}, question.includes("cut") ? "length" : "stop", extra);
     response.end("data: [DONE]\n\n");
   }

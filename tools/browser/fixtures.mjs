@@ -34,8 +34,9 @@ const REGIONS = {
   US: both("United States", "美國"),
 };
 
-export const regions = (language) =>
-  Object.entries(REGIONS).map(([code, name]) => ({ code, name: pick(name, language) }));
+export const regions = (language) => ({
+  regions: Object.entries(REGIONS).map(([code, name]) => ({ code, name: pick(name, language) })),
+});
 
 const line = (name, kind, ways) => ({
   name,
@@ -76,23 +77,22 @@ const GROUNDING = [
 
 export function helplines(region, language) {
   const lines = [...(HELPLINES[region] ?? []), DIRECTORY];
-  const numbers = (HELPLINES[region] ?? []).filter((l) => l.kind === "emergency").map((l) => l.phone);
   return {
-    region: HELPLINES[region] ? region : null,
-    emergency:
-      numbers.join(" / ") ||
-      pick(
-        both("your local emergency number (112 works in many countries)", "當地的緊急電話（許多國家可撥 112）"),
-        language,
-      ),
+    region,
     helplines: lines.map((l) => ({ ...l, name: pick(l.name, language), hours: pick(l.hours, language) })),
-    grounding: GROUNDING.map((step) => pick(step, language)),
   };
 }
 
 /** A crisis answer: its text stands alone, its parts are for a page. */
 export function careAnswer(region, language) {
   const help = helplines(region, language);
+  const numbers = help.helplines.filter((l) => l.kind === "emergency").map((l) => l.phone);
+  const unknown = both(
+    "your local emergency number (112 works in many countries)",
+    "當地的緊急電話（許多國家可撥 112）",
+  );
+  const emergency = numbers.join(" / ") || pick(unknown, language);
+  const grounding = GROUNDING.map((step) => pick(step, language));
   const follow_up = pick(
     both(
       "You can keep writing here if that helps. Are you safe at this moment?",
@@ -102,17 +102,17 @@ export function careAnswer(region, language) {
   );
   const opening = pick(
     both(
-      `I'm really glad you told me. You don't have to carry this alone.\n\nI am a program. **If you may act on these thoughts, please call ${help.emergency} now.**`,
-      `謝謝你願意說出來,你不需要一個人扛著。\n\n我是一個程式。**如果你可能會照這些念頭去做,請現在就撥打 ${help.emergency}。**`,
+      `I'm really glad you told me. You don't have to carry this alone.\n\nI am a program. **If you may act on these thoughts, please call ${emergency} now.**`,
+      `謝謝你願意說出來,你不需要一個人扛著。\n\n我是一個程式。**如果你可能會照這些念頭去做,請現在就撥打 ${emergency}。**`,
     ),
     language,
   );
   const list = help.helplines.map(
     (l) => `- **${l.name}**: ${[l.phone, l.sms, l.url && `<${l.url}>`].filter(Boolean).join(" · ")}`,
   );
-  const steps = help.grounding.map((step, i) => `${i + 1}. ${step}`);
+  const steps = grounding.map((step, i) => `${i + 1}. ${step}`);
   const text = `${opening}\n\n**People**\n\n${list.join("\n")}\n\n**Steps**\n\n${steps.join("\n")}\n\n${follow_up}`;
-  return { text, care: { category: "suicide", ...help, language, follow_up } };
+  return { text, care: { category: "suicide", ...help, emergency, grounding, language, follow_up } };
 }
 
 export const reminders = (language) => ({
@@ -131,8 +131,7 @@ export const reminders = (language) => ({
     ),
     language,
   ),
-  after_turns: 3,
-  after_minutes: 45,
+  policy: { turns: 3, minutes: 45 },
 });
 
 const FREQUENCY = [

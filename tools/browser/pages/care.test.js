@@ -104,3 +104,12 @@ onSizes(
   },
   { errors: /ERR_FAILED/ },
 );
+
+onSizes("without a region the emergency number is named by place", async (site) => {
+  const { page } = site;
+  await page.click("#help");
+  await page.selectOption("dialog select", "");
+  await page.waitForSelector("dialog .lines > p");
+  assert.match(await page.textContent("dialog .lines"), /112.*911.*999.*Find A Helpline/s);
+  assert.equal(await page.locator("dialog .care ol li").count(), 4, "steps that always fit");
+});

@@ -132,7 +132,9 @@ for (const size of /** @type {(keyof typeof SIZES)[]} */ (Object.keys(SIZES))) {
       const ready = performance.getEntriesByName("eyas:ready")[0].startTime;
       return performance
         .getEntries()
-        .filter((e) => ["navigation", "resource"].includes(e.entryType) && e.startTime < ready && !e.name.includes("/api/"))
+        .filter(
+          (e) => ["navigation", "resource"].includes(e.entryType) && e.startTime < ready && !e.name.includes("/api/"),
+        )
         .reduce((sum, e) => sum + e.decodedBodySize, 0);
     });
     assert.ok(first > 30_000 && first < 100_000, `${first} bytes`);

@@ -79,7 +79,7 @@ test("chunks give text, care, notes and the end", () => {
   assert.deepEqual(chunk({ eyas: { care: { category: "x" } }, choices: [{ delta: { content: "" } }] }), [
     { type: "care", care: { category: "x" } },
   ]);
-  assert.deepEqual(chunk({ eyas: { replaced: true }, choices: [{ delta: {}, finish_reason: "stop" }] }), [
+  assert.deepEqual(chunk({ eyas: { replaced: ["dose"] }, choices: [{ delta: {}, finish_reason: "stop" }] }), [
     { type: "replaced" },
     { type: "finish", reason: "stop" },
   ]);
@@ -144,7 +144,7 @@ test("Chinese sentences are told apart without spaces", () => {
 test("a reminder is due after so many questions or minutes, and again", () => {
   let now = 0;
   const clock = new SessionClock(() => now);
-  const limits = { after_turns: 3, after_minutes: 10 };
+  const limits = { turns: 3, minutes: 10 };
   assert.deepEqual(
     [1, 2, 3, 4, 5, 6].map(() => clock.count(limits)),
     [false, false, true, false, false, true],

@@ -30,7 +30,6 @@ export async function answer(app, { model, before, question }, signal, grows) {
     for await (const piece of complete(request, signal)) {
       if (piece.type === "text") answer.text += piece.text;
       else if (piece.type === "care") answer.care = piece.care;
-      else if (piece.type === "reminder") answer.reminder = piece.text;
       else if (piece.type === "replaced") answer.replaced = true;
       else answer.finish = piece.reason;
       grows(answer);

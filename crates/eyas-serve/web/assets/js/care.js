@@ -3,7 +3,7 @@
  *
  * @typedef {{name: string, kind: string, phone: string | null, sms: string | null, url: string | null, hours: string,
  *   languages: string[], source: string, checked: string}} Helpline
- * @typedef {{region: string | null, emergency: string, helplines: Helpline[], grounding: string[]}} Help
+ * @typedef {{helplines: Helpline[], grounding: string[]}} Help
  */
 import { getJson } from "./api.js";
 import { currentLanguage } from "./i18n.js";
@@ -28,10 +28,10 @@ export class Care {
   }
 
   /** @returns {Promise<{code: string, name: string}[]>} */
-  regions() {
-    return this.kept(`help.regions.${currentLanguage()}`, () =>
-      getJson("/api/care/regions", { language: currentLanguage() }),
-    );
+  async regions() {
+    const language = currentLanguage();
+    const found = await this.kept(`help.regions.${language}`, () => getJson("/api/care/regions", { language }));
+    return found.regions;
   }
 
   /** @param {string} [region] @returns {Promise<Help>} */
@@ -62,18 +62,12 @@ export class Care {
 }
 
 /**
- * What is shown, of any answer of the server that speaks of help.
+ * What is shown, of an answer in a crisis or of a region's table, which has no steps of its own.
  * @param {any} found
  * @returns {Help}
  */
-export function asHelp(found) {
-  const steps = found.grounding ?? [];
-  return {
-    region: found.region ?? null,
-    emergency: typeof found.emergency === "string" ? found.emergency : "",
-    helplines: found.helplines ?? [],
-    grounding: Array.isArray(steps) ? steps.map((step) => (typeof step === "string" ? step : step.text)) : [steps],
-  };
+export function asHelp({ helplines = [], grounding = [] }) {
+  return { helplines, grounding };
 }
 
 /** The region in the first language tag that has one. @param {readonly string[]} tags */

@@ -8,6 +8,9 @@ import { currentLanguage, date, say, t } from "./i18n.js";
 import { safeUrl } from "./markdown.js";
 import { MarkdownView } from "./markdown_dom.js";
 
+/** Where nothing fits what was said better. */
+const STEPS = ["care.step.1", "care.step.2", "care.step.3", "care.step.4"];
+
 /**
  * A card of help.
  * @param {import("./app.js").App} app
@@ -55,22 +58,22 @@ async function fill(app, lines, grounding, region) {
   try {
     show(lines, grounding, await app.care.help(region));
   } catch {
-    lines.replaceChildren(h("p", { say: "care.unreachable" }));
+    lines.replaceChildren(h("p", { say: "care.unreachable" }), h("p", { say: "care.emergency" }));
   }
 }
 
 /** @param {HTMLElement} lines @param {HTMLElement} grounding @param {import("./care.js").Help} help */
 function show(lines, grounding, help) {
   const urgent = help.helplines.some((line) => line.kind === "emergency");
+  const steps = help.grounding.length
+    ? help.grounding.map((step) => h("li", {}, step))
+    : STEPS.map((key) => h("li", { say: key }));
   lines.replaceChildren(
-    ...(urgent || !help.emergency ? [] : [h("p", {}, help.emergency)]),
+    // Without a region the number is not known, but it must be named.
+    ...(urgent ? [] : [h("p", { say: "care.emergency" })]),
     h("ul", {}, ...help.helplines.map(lineItem)),
   );
-  grounding.replaceChildren(
-    ...(help.grounding.length
-      ? [h("h4", { say: "care.grounding" }), h("ol", {}, ...help.grounding.map((step) => h("li", {}, step)))]
-      : []),
-  );
+  grounding.replaceChildren(h("h4", { say: "care.grounding" }), h("ol", {}, ...steps));
 }
 
 /** @param {import("./care.js").Helpline} line */

@@ -29,7 +29,8 @@ export class CheckIn {
   async load() {
     this.error = null;
     try {
-      this.questionnaires = await getJson("/api/care/questionnaires", { language: currentLanguage() });
+      const found = await getJson("/api/care/questionnaires", { language: currentLanguage() });
+      this.questionnaires = found.questionnaires;
     } catch (error) {
       this.error = error instanceof ApiError ? error : new ApiError("broken", `${error}`);
     }

@@ -8,7 +8,7 @@ import { SseParser } from "./sse.js";
  * @typedef {{role: "system" | "user" | "assistant", content: string}} Message
  * @typedef {{model: string, messages: Message[], settings: import("./settings.js").Settings, language: string,
  *   region: string, consent: string | null}} Question
- * @typedef {{type: "text", text: string} | {type: "care", care: object} | {type: "reminder", text: string}
+ * @typedef {{type: "text", text: string} | {type: "care", care: object}
  *   | {type: "replaced"} | {type: "finish", reason: string}} Piece
  */
 
@@ -78,7 +78,6 @@ export function* pieces(data) {
   if (chunk.error) throw asTrouble(500, chunk.error);
   const extra = chunk.eyas ?? {};
   if (extra.care) yield { type: "care", care: extra.care };
-  if (typeof extra.reminder === "string") yield { type: "reminder", text: extra.reminder };
   if (extra.replaced) yield { type: "replaced" };
   const choice = chunk.choices?.[0];
   if (choice?.delta?.content) yield { type: "text", text: choice.delta.content };

@@ -1,7 +1,7 @@
 /**
  * Conversations: what was asked and answered, kept in this browser only.
  *
- * @typedef {{text: string, model: string, finish: string, care?: object, reminder?: string, replaced?: boolean}} Answer
+ * @typedef {{text: string, model: string, finish: string, care?: object, replaced?: boolean}} Answer
  *   `finish` is the model's reason, or `stopped` by the person, or `error`.
  * @typedef {{id: string, asked: string, question: string, answer: Answer | null}} Turn
  * @typedef {{id: string, created: string, updated: string, turns: Turn[]}} Conversation

@@ -59,7 +59,7 @@ async function showHelp() {
   try {
     (await import("./help_dialog.js")).openHelp(app);
   } catch {
-    openDialog("help.heading", [h("p", { say: "help.text" }), h("p", { say: "care.unreachable" })]);
+    openDialog("help.heading", [h("p", { say: "help.text" }), h("p", { say: "care.emergency" })]);
   }
 }
 

@@ -11,12 +11,12 @@ export class SessionClock {
 
   /**
    * Counts a question, and says whether a reminder is due with it. After one, both counts begin anew.
-   * @param {{after_turns?: number, after_minutes?: number}} limits
+   * @param {{turns?: number, minutes?: number}} policy
    */
-  count({ after_turns = Infinity, after_minutes = Infinity }) {
+  count({ turns = Infinity, minutes = Infinity } = {}) {
     this.since ??= this.now();
     this.turns++;
-    const due = this.turns >= after_turns || this.now() - this.since >= after_minutes * 60_000;
+    const due = this.turns >= turns || this.now() - this.since >= minutes * 60_000;
     if (due) {
       this.turns = 0;
       this.since = this.now();

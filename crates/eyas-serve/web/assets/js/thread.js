@@ -22,7 +22,7 @@ export class Thread {
     this.root = talk.turns;
     this.conversation = talk.conversation;
     this.clock = new SessionClock();
-    /** @type {{start?: string, long_session?: string, after_turns?: number, after_minutes?: number}} */
+    /** @type {{start?: string, long_session?: string, policy?: {turns: number, minutes: number}}} */
     this.reminders = {};
     /** @type {TurnView[]} */
     this.views = [];
@@ -105,8 +105,8 @@ export class Thread {
 
   /** @param {TurnView} view */
   remindOfTime(view) {
-    const { after_turns, after_minutes, long_session } = this.reminders;
-    if (!this.clock.count({ after_turns, after_minutes }) || !long_session) return;
+    const { policy, long_session } = this.reminders;
+    if (!this.clock.count(policy) || !long_session) return;
     view.root.before(reminderNote(long_session));
     announce(long_session);
   }

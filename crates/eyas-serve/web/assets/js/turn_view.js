@@ -87,7 +87,6 @@ export class AnswerView {
     if (answer.care) this.showCare(answer, true);
     else this.show(answer);
     const notes = [];
-    if (answer.reminder) notes.push(reminderNote(answer.reminder));
     if (answer.replaced) notes.push(h("p.small.soft", { say: "answer.replaced" }));
     if (answer.finish in ENDS) notes.push(h("p.small.soft", { say: ENDS[answer.finish] }));
     if (answer.finish === "stop" && !answer.text && !answer.care) notes.push(h("p.soft", { say: "answer.empty" }));
