@@ -3,15 +3,19 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::{Request, State};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
+use eyas_care::{AnswerGuard, CareResponse};
+use eyas_data::{Role, Tokenizer, Turn};
 use eyas_generate::{FinishReason, SamplingParams, TokenLogprobs};
 use serde_json::{Value, json};
 
 use super::chat::blocking;
-use super::run::{Answering, Head, collect, finish_name, stream, usage};
+use super::run::{Answering, Head, collect, events, finish_name, stream, usage};
 use super::{App, body};
 use crate::answerer::{Ask, Said};
+use crate::care::{self, CareMode, CareSettings};
 use crate::openai::completion::CompletionRequest;
 use crate::openai::logprobs::CompletionLogprobs;
 use crate::openai::{ApiError, Common};
@@ -33,9 +37,21 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request) -> Res
     params.logprobs = reported;
     let echo = completion.echo.unwrap_or(false);
 
+    let strict = app.cares(CareMode::Strict).is_some();
+    if strict && reported.is_some() {
+        let reason = "would give away what the safety layer holds back; it is in its strict mode here";
+        return Err(ApiError::unsupported("logprobs", reason));
+    }
+
     let shared = Arc::clone(&app);
-    let prompts =
-        blocking(move || completion.prompts(shared.models.tokenizer(), shared.models.vocab())).await??;
+    let (prompts, concern) = blocking(move || {
+        let tokenizer = shared.models.tokenizer();
+        let prompts = completion.prompts(tokenizer, shared.models.vocab())?;
+        let care = shared.cares(CareMode::Strict);
+        let concern = care.and_then(|care| prompts.iter().find_map(|prompt| concern(care, tokenizer, prompt)));
+        Ok((prompts, concern))
+    })
+    .await??;
     let most = app.config.limits.max_sequences;
     if prompts.len().saturating_mul(n) > most {
         let reason = format!("{} prompts with n = {n} are more than {most} sequences", prompts.len());
@@ -66,13 +82,18 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request) -> Res
         }
     }
     let streams = common.streams();
+    let head = Head::new("cmpl", "text_completion", &model.id, streams && common.includes_usage());
+    if let Some((response, parts)) = concern {
+        app.metrics.care_answers.inc();
+        return Ok(care_answer(&head, &response, parts, asks.len(), streams));
+    }
     let tokenizer = app.models.tokenizer();
     let mut choices = Vec::with_capacity(asks.len());
     for ask in &asks {
         choices.push(Choice::new(&app, ask, echo, tokenizer)?);
     }
     let answer = CompletionAnswer {
-        head: Head::new("cmpl", "text_completion", &model.id, streams && common.includes_usage()),
+        head,
         choices,
         prompt_tokens: prompts.iter().map(Vec::len).sum(),
         only_prompt,
@@ -81,6 +102,30 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request) -> Res
     };
     let running = app.submit(asks)?;
     if streams { Ok(stream(running, answer)) } else { collect(running, answer).await }
+}
+
+/// The fixed answer where a prompt gives cause for concern, with its parts.
+fn concern(care: &CareSettings, tokenizer: &Tokenizer, prompt: &[u32]) -> Option<(CareResponse, Value)> {
+    let text = tokenizer.decode(prompt, true).ok()?;
+    let language = care::language(None, &text);
+    let region = care.region(None);
+    let response = care.answer(&[Turn::new(Role::User, text)], region, language)?;
+    let parts = care::parts(&response, region, language);
+    Some((response, parts))
+}
+
+/// The fixed answer in the shape of continuations.
+fn care_answer(head: &Head, response: &CareResponse, parts: Value, count: usize, streams: bool) -> Response {
+    let choices = (0..count).map(|index| {
+        json!({"index": index, "text": response.text, "logprobs": null, "finish_reason": "stop"})
+    });
+    let mut value = head.with(choices.collect());
+    value["eyas"] = json!({"care": parts});
+    value["usage"] = usage(0, 0);
+    if streams {
+        return events(futures_util::stream::iter([value]));
+    }
+    Json(value).into_response()
 }
 
 /// All continuations of one request.
@@ -105,14 +150,16 @@ struct Choice {
     logprobs: Option<CompletionLogprobs>,
     tokens: usize,
     finish: Option<FinishReason>,
+    /// In the strict mode of the safety layer.
+    guard: Option<AnswerGuard>,
 }
 
 impl Choice {
-    fn new(app: &App, ask: &Ask, echo: bool, tokenizer: &eyas_data::Tokenizer) -> Result<Self, ApiError> {
-        let text = match echo {
-            true => tokenizer.decode(&ask.prompt, false).map_err(|error| ApiError::internal(error.to_string()))?,
-            false => String::new(),
-        };
+    fn new(app: &App, ask: &Ask, echo: bool, tokenizer: &Tokenizer) -> Result<Self, ApiError> {
+        let failed = |error: eyas_data::Error| ApiError::internal(error.to_string());
+        let text_of = tokenizer.decode(&ask.prompt, false).map_err(failed)?;
+        let language = care::language(None, &text_of);
+        let text = if echo { text_of.clone() } else { String::new() };
         let mut choice = Self {
             prompt: Vec::new(),
             scored: 0,
@@ -120,6 +167,7 @@ impl Choice {
             logprobs: ask.params.logprobs.map(|_| CompletionLogprobs::default()),
             tokens: 0,
             finish: None,
+            guard: app.cares(CareMode::Strict).map(|care| care.care.guard(&text_of, language)),
         };
         if ask.prompt_logprobs.is_some() {
             choice.prompt = ask.prompt.clone();
@@ -134,6 +182,19 @@ impl Choice {
             logprobs.push(app.models.tokenizer(), id, found);
             self.scored += 1;
         }
+    }
+
+    /// The text that may be shown now. Sets `finish` where the guard wants no more.
+    fn guarded(&mut self, text: String) -> String {
+        let Some(guard) = &mut self.guard else { return text };
+        let mut shown = guard.push(&text);
+        if guard.is_stopped() && self.finish.is_none() {
+            self.finish = Some(FinishReason::Stop);
+        }
+        if self.finish.is_some() {
+            shown.push_str(&guard.finish());
+        }
+        shown
     }
 
     fn logprobs(&mut self) -> Value {
@@ -161,8 +222,9 @@ impl Answering for CompletionAnswer {
             Said::Token { finish, .. } if self.only_prompt => choice.finish = finish,
             Said::Token { token, text, logprobs, finish } => {
                 choice.tokens += 1;
-                choice.text.push_str(&text);
                 choice.finish = finish;
+                let shown = choice.guarded(text);
+                choice.text.push_str(&shown);
                 if let (Some(list), Some(found)) = (&mut choice.logprobs, &logprobs) {
                     list.push(self.app.models.tokenizer(), token, Some(found));
                 }
@@ -174,7 +236,7 @@ impl Answering for CompletionAnswer {
             let choice = choice.json(number);
             chunks.push_back(self.head.with(vec![choice]));
         }
-        true
+        self.choices[number].finish.is_none()
     }
 
     fn end(&mut self, chunks: &mut VecDeque<Value>) {
