@@ -1,8 +1,17 @@
 //! From turns to a concern.
+//!
+//! The last turn of the person is read: idioms and titles are masked, every rule is matched, each match is attributed to
+//! the person or to somebody else and lowered by its circumstances (negation, past, fiction, ...). The weights that remain
+//! combine as independent pieces of evidence, `1 - product of (1 - weight)`. Earlier turns add what is left of their own
+//! concern, never enough by itself to reach a threshold.
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::rules::Rules;
+use crate::detector::{Detector, Lower, Rule, Scope};
+use crate::pattern::{Matcher, Pattern, Span};
+use crate::text::Token;
 use crate::types::{Category, Role, Turn};
 
 /// What the recent turns call for.
@@ -23,27 +32,333 @@ pub struct Concern {
     pub severity: f32,
     /// The severity from which on it counts.
     pub threshold: f32,
-    /// The rules that led to it, with what raised or lowered them, such as `wish_to_die` or `wish_to_die (past)`.
+    /// The rules that led to it, with what lowered them, such as `wish_to_die` or `wish_to_die (past)`.
     pub matched: Vec<String>,
 }
 
-pub(crate) fn assess(rules: &Rules, turns: &[Turn<'_>]) -> Assessment {
-    let Some(turn) = turns.iter().rev().find(|turn| turn.role == Role::User) else {
+/// Stands for masked words; no pattern can name it.
+const MASK: &str = "\u{25a2}";
+
+/// The evidence for one category.
+#[derive(Debug, Default)]
+struct Evidence {
+    /// The strongest weight of each rule, after lowering, and whether anything lowered it.
+    rules: BTreeMap<String, (f32, bool)>,
+}
+
+impl Evidence {
+    fn add(&mut self, name: &str, weight: f32, lowered: &[&str]) {
+        let name = if lowered.is_empty() { name.to_owned() } else { format!("{name} ({})", lowered.join(", ")) };
+        let entry = self.rules.entry(name).or_insert((0.0, !lowered.is_empty()));
+        entry.0 = entry.0.max(weight);
+    }
+
+    fn score(&self, counts: impl Fn(bool) -> bool) -> f32 {
+        1.0 - self.rules.values().filter(|(_, lowered)| counts(*lowered)).map(|(w, _)| 1.0 - w).product::<f32>()
+    }
+}
+
+pub(crate) fn assess(detector: &Detector, turns: &[Turn<'_>]) -> Assessment {
+    let Some(last) = turns.iter().rposition(|turn| turn.role == Role::User) else {
         return Assessment::default();
     };
-    let text = turn.text.to_lowercase();
-    let mut scores: Vec<Concern> = Vec::new();
-    for (name, rule) in &rules.rules {
-        if rule.patterns.iter().any(|pattern| text.contains(pattern)) {
-            scores.push(Concern {
-                category: rule.category,
-                severity: rule.weight,
-                threshold: rules.thresholds[rule.category.name()],
-                matched: vec![name.clone()],
-            });
-        }
+    let carried = carried(detector, &turns[..last]);
+    let mut found = read(detector, turns[last].text, !carried.is_empty());
+    answer_to_question(detector, turns, last, &mut found);
+
+    // What needs context speaks of whatever was the matter.
+    let context_category = carried.iter().max_by(|a, b| a.1.total_cmp(b.1)).map(|(category, _)| *category);
+    if let (Some(category), Some(evidence)) = (context_category, found.remove(&None)) {
+        found.entry(Some(category)).or_default().rules.extend(evidence.rules);
     }
-    scores.sort_by(|a, b| b.severity.total_cmp(&a.severity).then(a.category.cmp(&b.category)));
-    let concern = scores.iter().find(|concern| concern.severity >= concern.threshold).cloned();
+
+    let mut scores: Vec<Concern> = found
+        .into_iter()
+        .filter_map(|(category, evidence)| {
+            let category = category?;
+            let own = evidence.score(|_| true);
+            // A denial after an alarm is not a new one.
+            let plain = evidence.score(|lowered| !lowered);
+            let carried = carried.get(&category).copied().unwrap_or(0.0);
+            let with_context = if plain > 0.0 { 1.0 - (1.0 - plain) * (1.0 - carried) } else { 0.0 };
+            let mut matched: Vec<String> = evidence.rules.into_keys().collect();
+            if with_context > own {
+                matched.push("earlier turns".to_owned());
+            }
+            Some(Concern {
+                category,
+                severity: own.max(with_context),
+                threshold: detector.thresholds[&category],
+                matched,
+            })
+        })
+        .collect();
+    scores.sort_by(|a, b| {
+        let reaches = |c: &Concern| c.severity >= c.threshold;
+        let level = |c: &Concern| (c.severity * 10.0).round() as i32;
+        reaches(b)
+            .cmp(&reaches(a))
+            .then(level(b).cmp(&level(a)))
+            .then(a.category.cmp(&b.category))
+    });
+    let concern = scores.first().filter(|concern| concern.severity >= concern.threshold).cloned();
     Assessment { concern, scores }
 }
+
+/// What is left of the concern of earlier turns, by category.
+fn carried(detector: &Detector, earlier: &[Turn<'_>]) -> BTreeMap<Category, f32> {
+    let mut carried: BTreeMap<Category, f32> = BTreeMap::new();
+    let users = earlier.iter().rev().filter(|turn| turn.role == Role::User);
+    for (age, turn) in users.take(detector.context.turns).enumerate() {
+        for (category, evidence) in read(detector, turn.text, false) {
+            let Some(category) = category else { continue };
+            let score = evidence.score(|_| true);
+            if score >= detector.thresholds[&category] {
+                let left = score * detector.context.carry * detector.context.decay.powi(age as i32);
+                let entry = carried.entry(category).or_default();
+                *entry = entry.max(left);
+            }
+        }
+    }
+    carried
+}
+
+/// "Are you thinking of ending your life?" - "yes". "Are you safe?" - "no".
+fn answer_to_question(
+    detector: &Detector,
+    turns: &[Turn<'_>],
+    last: usize,
+    found: &mut BTreeMap<Option<Category>, Evidence>,
+) {
+    let Some(question) = last.checked_sub(1).map(|before| turns[before]).filter(|turn| turn.role == Role::Assistant)
+    else {
+        return;
+    };
+    let (asked, answer) = (detector.spelling.read(question.text), detector.spelling.read(turns[last].text));
+    let asked = Matcher::new(&detector.classes, &asked);
+    let answer = Matcher::new(&detector.classes, &answer);
+    let context = &detector.context;
+    for (asks, answers, name) in [
+        (&context.asks, &context.yes, "yes, asked about suicide"),
+        (&context.unsafe_asks, &context.no, "no, asked about safety"),
+    ] {
+        if asked.any(asks, |_| true) && answer.any(answers, |_| true) {
+            found.entry(Some(Category::Suicide)).or_default().add(name, 0.8, &[]);
+        }
+    }
+}
+
+/// The evidence of one message. `None` holds what needs context.
+fn read(detector: &Detector, text: &str, in_context: bool) -> BTreeMap<Option<Category>, Evidence> {
+    let mut tokens = detector.spelling.read(text);
+    mask_idioms(detector, &mut tokens);
+    let reader = Reader::new(detector, &tokens);
+    let mut matches = Vec::new();
+    for rule in &detector.rules {
+        if rule.needs_context && !in_context {
+            continue;
+        }
+        for span in rule.patterns.iter().flat_map(|pattern| reader.matcher.find_all(pattern)) {
+            let Some((category, mut weight)) = reader.attribute(rule, span) else { continue };
+            let mut lowered = Vec::new();
+            for lower in &detector.lower {
+                if reader.applies(lower, rule, category, span) {
+                    weight *= lower.factor;
+                    lowered.push(lower.name.as_str());
+                }
+            }
+            if std::env::var_os("DBG").is_some() { eprintln!("DBG {} {:?} {weight} {lowered:?} {}", rule.name, category, tokens[span.start..span.end].iter().map(|t| t.text.as_str()).collect::<Vec<_>>().join(" ")); }
+            let category = (!rule.needs_context).then_some(category);
+            matches.push(Match { rule: &rule.name, category, span, weight, lowered });
+        }
+    }
+    independent(matches)
+}
+
+/// A rule at a place, lowered by its circumstances.
+struct Match<'a> {
+    rule: &'a str,
+    category: Option<Category>,
+    span: Span,
+    weight: f32,
+    lowered: Vec<&'a str>,
+}
+
+/// Words count once in a category, for the strongest rule that uses them, and so does a rule.
+fn independent(mut matches: Vec<Match<'_>>) -> BTreeMap<Option<Category>, Evidence> {
+    matches.sort_by(|a, b| b.weight.total_cmp(&a.weight).then(a.span.start.cmp(&b.span.start)));
+    let mut used: Vec<(Option<Category>, Span, &str)> = Vec::new();
+    let mut found: BTreeMap<Option<Category>, Evidence> = BTreeMap::new();
+    for m in matches {
+        let overlaps = |span: &Span| span.start < m.span.end && m.span.start < span.end;
+        if used.iter().any(|(category, span, rule)| {
+            *category == m.category && (overlaps(span) || *rule == m.rule)
+        }) {
+            continue;
+        }
+        used.push((m.category, m.span, m.rule));
+        found.entry(m.category).or_default().add(m.rule, m.weight, &m.lowered);
+    }
+    found
+}
+
+fn mask_idioms(detector: &Detector, tokens: &mut [Token]) {
+    let matcher = Matcher::new(&detector.classes, tokens);
+    let spans: Vec<Span> = detector.idioms.iter().flat_map(|pattern| matcher.find_all(pattern)).collect();
+    for span in spans {
+        for token in &mut tokens[span.start..span.end] {
+            if !token.is_mark() {
+                token.text = MASK.to_owned();
+            }
+        }
+    }
+}
+
+/// Who is spoken of at a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Person {
+    First,
+    Second,
+    Third,
+    Generic,
+}
+
+struct Reader<'a> {
+    matcher: Matcher<'a>,
+    /// The person that the token at an index names, and whether only as the one spoken to ("I told my mum").
+    persons: Vec<Option<Person>>,
+    blocks: Vec<bool>,
+    reported: Vec<Span>,
+    described: Vec<Span>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(detector: &'a Detector, tokens: &'a [Token]) -> Self {
+        let matcher = Matcher::new(&detector.classes, tokens);
+        let subjects = &detector.subjects;
+        let mut persons = vec![None; tokens.len()];
+        let mut mark = |patterns: &[Pattern], person| {
+            for span in matcher.find_longest(patterns) {
+                persons[span.start..span.end].fill(person);
+            }
+        };
+        mark(&subjects.first, Some(Person::First));
+        mark(&subjects.second, Some(Person::Second));
+        mark(&subjects.third, Some(Person::Third));
+        mark(&subjects.generic, Some(Person::Generic));
+        mark(&subjects.listener, None);
+        let mut blocks = vec![false; tokens.len()];
+        for span in matcher.find_longest(&subjects.blocks) {
+            blocks[span.start..span.end].fill(true);
+        }
+        let reported = matcher.find_longest(&subjects.reported);
+        let described = matcher.find_longest(&subjects.described);
+        Self { matcher, persons, blocks, reported, described }
+    }
+
+    /// The category of a match, by whom it is about; nothing where it is about the reader ("you").
+    fn attribute(&self, rule: &Rule, span: Span) -> Option<(Category, f32)> {
+        let own = Some((rule.category, rule.weight));
+        let other = Some((Category::ThirdPerson, rule.weight));
+        let says_me = self.persons[span.start..span.end].contains(&Some(Person::First));
+        match rule.category {
+            Category::ThirdPerson => own,
+            // What is done to the person is theirs, whoever does it.
+            Category::Abuse => match self.before(span) {
+                Some(Person::Third) if !says_me => other,
+                _ => own,
+            },
+            Category::Violence => match self.before(span) {
+                // "Mum will kill me" is a manner of speaking, or abuse.
+                Some(Person::Third) if says_me => None,
+                Some(Person::Third) => other,
+                _ => own,
+            },
+            Category::Overdose if !self.is_reported(span) => match self.before(span) {
+                Some(Person::Third) => other,
+                Some(Person::Generic | Person::Second) => None,
+                _ => own,
+            },
+            Category::Suicide | Category::SelfHarm | Category::Overdose => {
+                if self.is_reported(span) {
+                    return other;
+                }
+                if rule.about_self || says_me {
+                    return own;
+                }
+                match self.subject(span) {
+                    None | Some(Person::First) => own,
+                    Some(Person::Third) => other,
+                    Some(Person::Generic) => Some((Category::ThirdPerson, rule.weight * 0.4)),
+                    Some(Person::Second) => None,
+                }
+            }
+        }
+    }
+
+    /// Who a match without "me" is about: named before it in its clause, described by it ("想自殺的朋友"), or in it.
+    fn subject(&self, span: Span) -> Option<Person> {
+        if self.described.iter().any(|described| described.start == span.end || described.start + 1 == span.end) {
+            return Some(Person::Third);
+        }
+        self.before(span).or_else(|| self.persons[span.start..span.end].iter().flatten().next_back().copied())
+    }
+
+    fn before(&self, span: Span) -> Option<Person> {
+        for at in (span.start.saturating_sub(14)..span.start).rev() {
+            if self.matcher.tokens[at].is_mark() || self.blocks[at] {
+                return None;
+            }
+            if self.persons[at].is_some() {
+                return self.persons[at];
+            }
+        }
+        None
+    }
+
+    /// Whether somebody else's words are told: `he said, "I want to die"`.
+    fn is_reported(&self, span: Span) -> bool {
+        self.reported.iter().any(|reported| {
+            reported.end <= span.start + 1
+                && span.start.saturating_sub(reported.end) <= 16
+                && !self.matcher.tokens[reported.end.min(span.start)..span.start].iter().any(Token::is_stop)
+        })
+    }
+
+    fn applies(&self, lower: &Lower, rule: &Rule, category: Category, span: Span) -> bool {
+        if lower.categories.as_ref().is_some_and(|categories| !categories.contains(&category))
+            || lower.spares.contains(&rule.name)
+        {
+            return false;
+        }
+        let matcher = &self.matcher;
+        let here = match lower.scope {
+            Scope::Before => matcher.any(&lower.patterns, |found| self.stands_before(lower, found, span)),
+            Scope::Sentence => {
+                let (start, end) = self.sentence(span);
+                matcher.any(&lower.patterns, |found| found.start >= start && found.end <= end)
+            }
+            Scope::Message => matcher.any(&lower.patterns, |_| true),
+        };
+        here && (lower.near.is_empty()
+            || matcher.any(&lower.near, |found| found.end + 4 >= span.start && found.start < span.end))
+            && !matcher.any(&lower.unless, |_| true)
+    }
+
+    fn stands_before(&self, lower: &Lower, found: Span, span: Span) -> bool {
+        if found.end > span.start || found.end + lower.within < span.start {
+            return false;
+        }
+        let between = found.end..span.start;
+        !self.matcher.tokens[between.clone()].iter().any(Token::is_mark)
+            && !self.matcher.any(&lower.blockers, |block| block.start < between.end && block.end > between.start)
+    }
+
+    fn sentence(&self, span: Span) -> (usize, usize) {
+        let tokens = self.matcher.tokens;
+        let start = tokens[..span.start].iter().rposition(Token::is_stop).map_or(0, |at| at + 1);
+        let end = tokens[span.end..].iter().position(Token::is_stop).map_or(tokens.len(), |at| span.end + at);
+        (start, end)
+    }
+}
+

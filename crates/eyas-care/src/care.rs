@@ -83,7 +83,7 @@ impl Care {
     /// Reads the recent turns, oldest first. The last turn of the person is judged; earlier ones raise the level for what is
     /// ambiguous. Ten turns are plenty.
     pub fn assess(&self, turns: &[Turn<'_>]) -> Assessment {
-        crate::assess::assess(&self.rules, turns)
+        crate::assess::assess(&self.rules.detector, turns)
     }
 
     /// The fixed answer to a concern. `region` is an ISO 3166-1 alpha-2 code; where it is absent or not in the table, the

@@ -26,11 +26,14 @@
 mod answer;
 mod assess;
 mod care;
+mod detector;
 mod error;
 mod helplines;
 mod injection;
+mod pattern;
 mod questionnaire;
 mod rules;
+mod text;
 mod types;
 
 pub use answer::{AnswerCheck, AnswerGuard, Reason, Verdict};

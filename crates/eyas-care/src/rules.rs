@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use crate::care::ReminderPolicy;
+use crate::detector::{Detector, DetectorFile};
 use crate::error::{Result, rule_error};
 use crate::helplines::HelplineTable;
 use crate::questionnaire;
@@ -21,8 +22,7 @@ const BUILTIN: [&str; 4] = [
 #[derive(Debug)]
 pub(crate) struct Rules {
     pub(crate) reminder_policy: ReminderPolicy,
-    pub(crate) thresholds: BTreeMap<String, f32>,
-    pub(crate) rules: BTreeMap<String, RuleEntry>,
+    pub(crate) detector: Detector,
     pub(crate) texts: Texts,
     pub(crate) helplines: HelplineTable,
     pub(crate) questionnaires: BTreeMap<String, questionnaire::Entry>,
@@ -32,20 +32,9 @@ pub(crate) struct Rules {
 #[serde(deny_unknown_fields)]
 struct Files {
     reminder_policy: ReminderPolicy,
-    thresholds: BTreeMap<String, f32>,
-    rules: BTreeMap<String, RuleEntry>,
     texts: Texts,
     helplines: HelplineTable,
     questionnaire: BTreeMap<String, questionnaire::Entry>,
-}
-
-/// A rule of the detector.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct RuleEntry {
-    pub(crate) category: Category,
-    pub(crate) weight: f32,
-    pub(crate) patterns: Vec<String>,
 }
 
 /// `texts.toml`.
@@ -91,20 +80,13 @@ impl Rules {
         for text in BUILTIN.into_iter().chain([operator]) {
             lay_over(&mut merged, text.parse()?);
         }
-        let files: Files = merged.try_into()?;
-        for (name, threshold) in &files.thresholds {
-            if !threshold.is_finite() || *threshold <= 0.0 {
-                return Err(rule_error(format!("thresholds.{name}"), "a threshold is above zero"));
-            }
-        }
+        let (detector, rest): (toml::Table, toml::Table) =
+            merged.into_iter().partition(|(key, _)| DetectorFile::KEYS.contains(&key.as_str()));
+        let detector: DetectorFile = detector.try_into()?;
+        let files: Files = rest.try_into()?;
         for category in Category::ALL {
-            for (table, there) in [
-                ("thresholds", files.thresholds.contains_key(category.name())),
-                ("texts.response", files.texts.response.contains_key(category.name())),
-            ] {
-                if !there {
-                    return Err(rule_error(format!("{table}.{}", category.name()), "is missing"));
-                }
+            if !files.texts.response.contains_key(category.name()) {
+                return Err(rule_error(format!("texts.response.{}", category.name()), "is missing"));
             }
         }
         files.helplines.check()?;
@@ -113,8 +95,7 @@ impl Rules {
         }
         Ok(Self {
             reminder_policy: files.reminder_policy,
-            thresholds: files.thresholds,
-            rules: files.rules,
+            detector: detector.compile(&[])?,
             texts: files.texts,
             helplines: files.helplines,
             questionnaires: files.questionnaire,

@@ -1,0 +1,113 @@
+//! The detector on written messages: recall and false alarms by class, in tables, with limits.
+//!
+//! Each line of the files is `{"class", "lang", "expect", "turns"}`: `turns` are the messages of a person, the last one
+//! judged; `expect` is a category or `none`.
+//!
+//! An operator measures rules of his own with `EYAS_CARE_FILE=rules.toml cargo test -p eyas-care --test detector`.
+
+use std::collections::BTreeMap;
+
+use eyas_care::{Care, Turn};
+
+#[derive(serde::Deserialize)]
+struct Message {
+    class: String,
+    lang: String,
+    expect: String,
+    turns: Vec<String>,
+}
+
+#[derive(Default)]
+struct Row {
+    wanted: usize,
+    caught: usize,
+    right_category: usize,
+    quiet: usize,
+    false_alarms: usize,
+}
+
+impl Row {
+    fn recall(&self) -> f64 {
+        if self.wanted == 0 { 1.0 } else { self.caught as f64 / self.wanted as f64 }
+    }
+
+    fn false_alarm_rate(&self) -> f64 {
+        if self.quiet == 0 { 0.0 } else { self.false_alarms as f64 / self.quiet as f64 }
+    }
+}
+
+struct Measured {
+    rows: BTreeMap<String, Row>,
+    missed_direct: Vec<String>,
+}
+
+fn measure(name: &str, text: &str) -> Measured {
+    let care = match std::env::var_os("EYAS_CARE_FILE") {
+        Some(path) => Care::from_file(path).expect("the operator's file"),
+        None => Care::builtin(),
+    };
+    let mut rows: BTreeMap<String, Row> = BTreeMap::new();
+    let mut missed_direct = Vec::new();
+    for line in text.lines() {
+        let message: Message = serde_json::from_str(line).expect(line);
+        let turns: Vec<Turn<'_>> = message.turns.iter().map(|text| Turn::user(text)).collect();
+        let assessment = care.assess(&turns);
+        let found = assessment.concern.as_ref().map(|concern| concern.category.name());
+        let row = rows.entry(message.class.clone()).or_default();
+        let what = format!("{} [{}] {}", message.class, message.lang, message.turns.join(" => "));
+        if message.expect == "none" {
+            row.quiet += 1;
+            if let Some(found) = &assessment.concern {
+                row.false_alarms += 1;
+                println!("false alarm: {what}: {} {:?}", found.category.name(), found.matched);
+            }
+            continue;
+        }
+        row.wanted += 1;
+        row.caught += usize::from(found.is_some());
+        row.right_category += usize::from(found == Some(message.expect.as_str()));
+        match found {
+            None => {
+                println!("missed: {what}: {:?}", assessment.scores);
+                if message.class == "direct" {
+                    missed_direct.push(what);
+                }
+            }
+            Some(found) if found != message.expect => {
+                println!("other category: {what}: {found}, not {}", message.expect);
+            }
+            Some(_) => {}
+        }
+    }
+    println!("\n{name} (threshold 0.5)\n{:<14} {:>16} {:>16} {:>16}", "class", "recall", "category", "false alarms");
+    for (class, row) in &rows {
+        println!(
+            "{class:<14} {:>8} {:>6.1}% {:>8} {:>6.1}% {:>8} {:>6.1}%",
+            format!("{}/{}", row.caught, row.wanted),
+            100.0 * row.recall(),
+            format!("{}/{}", row.right_category, row.wanted),
+            100.0 * row.right_category as f64 / row.wanted.max(1) as f64,
+            format!("{}/{}", row.false_alarms, row.quiet),
+            100.0 * row.false_alarm_rate(),
+        );
+    }
+    Measured { rows, missed_direct }
+}
+
+/// Every message that says it outright is caught; the other classes keep their limits.
+#[test]
+fn first_set() {
+    let measured = measure("messages.jsonl", include_str!("messages.jsonl"));
+    assert!(measured.missed_direct.is_empty(), "direct statements were missed: {:#?}", measured.missed_direct);
+    for (class, row) in &measured.rows {
+        assert!(row.recall() >= 0.95, "{class}: recall is {:.3}", row.recall());
+        assert!(row.false_alarm_rate() <= 0.05, "{class}: false alarms are {:.3}", row.false_alarm_rate());
+    }
+}
+
+/// Messages that were written after the rules; the README tells how the rules did when they first met them.
+#[test]
+fn fresh_set() {
+    let measured = measure("fresh.jsonl", include_str!("fresh.jsonl"));
+    assert!(measured.missed_direct.is_empty(), "direct statements were missed: {:#?}", measured.missed_direct);
+}
