@@ -4,7 +4,8 @@
  *     node fake_server.mjs [port]
  *
  * What it does depends on words in the question:
- * `slow` streams for some seconds, `silent` waits before its first word, `markdown` and `hostile` answer with such text,
+ * `slow` streams for some seconds, `silent` waits before its first word, `once` does so from the second time on,
+ * `markdown` and `hostile` answer with such text,
  * `busy` is refused with 429 twice, `long question` is refused as too long, `fail` with 500, `vanish` closes the connection,
  * `break` closes it in the middle of the answer, `cut` ends at the length, `checked` says that a part was replaced,
  * `are you human` is answered with the reminder first, and `end my life` is answered with care.
@@ -45,6 +46,7 @@ export async function startFakeServer({ port = 0, page = (p) => p, key } = {}) {
   /** @type {{path: string, body?: any, aborted?: boolean}[]} */
   const requests = [];
   const refusals = new Map();
+  const asked = new Set();
   const server = createServer((request, response) => {
     handle(request, response).catch((error) => {
       response.writeHead(500).end(`${error}`);
@@ -95,6 +97,8 @@ export async function startFakeServer({ port = 0, page = (p) => p, key } = {}) {
       );
     response.write(": hello\n\n");
     if (question.includes("silent")) await wait(12_000);
+    if (question.includes("once") && asked.has(question)) await wait(12_000);
+    asked.add(question);
     const crisis = /end my life|想結束生命/.test(question) && fixtures.careAnswer(eyas.region, eyas.language);
     const human = question.includes("are you human");
     const first = { ...(crisis ? { care: crisis.care } : {}), ...(human ? { reminder: "asked" } : {}) };

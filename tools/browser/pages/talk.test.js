@@ -94,6 +94,19 @@ onSizes("an answer streams, can be stopped, and asked for again", async (site) =
   assert.equal(await page.locator(".turn").count(), 1);
 });
 
+onSizes("a second try that is stopped before its first word leaves the answer that was there", async (site) => {
+  const { page } = site;
+  await site.ask("once");
+  const before = await site.answer().locator(".prose").textContent();
+  await site.answer().locator("button", { hasText: "Try again" }).click();
+  const stop = page.locator("#view-talk [data-say-aria-label='composer.stop']");
+  await stop.waitFor();
+  assert.ok(await stop.evaluate((node) => node === document.activeElement), "the keyboard can stop it");
+  await page.keyboard.press("Enter");
+  await site.answered();
+  assert.equal(await site.answer().locator(".prose").textContent(), before);
+});
+
 onSizes("while an answer grows, what is there already stays, so that it can be selected", async (site) => {
   const { page } = site;
   await page.evaluate(() => {

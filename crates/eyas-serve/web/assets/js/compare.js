@@ -3,10 +3,9 @@
  */
 import { announce } from "./announcer.js";
 import { answer } from "./answering.js";
-import { copy } from "./clipboard.js";
 import { Composer } from "./composer.js";
 import { confirm } from "./dialogs.js";
-import { h, iconButton } from "./dom.js";
+import { h } from "./dom.js";
 import { number, say, t } from "./i18n.js";
 import { loadCss } from "./lazy_css.js";
 import { modelName } from "./settings_dialog.js";
@@ -194,10 +193,7 @@ class Round {
   }
 
   column(side) {
-    const copyButton = iconButton("button.quiet", "copy", "copy", {
-      on: { click: () => copy(this.answers[side]?.text ?? "") },
-    });
-    return new AnswerView(this.app, { by: h("h3", {}, this.names[side]), actions: [copyButton] });
+    return new AnswerView(this.app, { by: h("h3", {}, this.names[side]) });
   }
 
   /** @param {AbortSignal} signal */

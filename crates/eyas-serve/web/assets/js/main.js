@@ -41,7 +41,8 @@ async function start() {
     open: (id) => {
       location.hash = "talk";
       talk.open(id);
-      if (app.acknowledged) talk.composer.focus();
+      // A phone's keyboard would cover a conversation that is to be read.
+      if (app.acknowledged && !id) talk.composer.focus();
     },
   });
   side.list(talk.conversation.id);

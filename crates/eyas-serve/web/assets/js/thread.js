@@ -143,12 +143,15 @@ export class Thread {
     const model = app.settings.model;
     const turn = view.turn;
     const before = conversation.turns.slice(0, conversation.turns.indexOf(turn));
+    const earlier = turn.answer;
     const announcer = new Announcer(announce);
     app.keep(() => app.conversations.save(conversation));
     this.talk.tell();
     view.wait(model);
     this.refresh();
     this.toEnd();
+    // What was pressed may be hidden now; the button that stops is where the keyboard goes on.
+    if (document.activeElement !== this.talk.composer.text) this.talk.composer.button.focus({ preventScroll: true });
     announce(t("answer.waiting"));
     const grows = (growing) => {
       // A fixed answer is short and urgent: it is said at its end, whole.
@@ -156,7 +159,9 @@ export class Thread {
       view.answer.grow(growing);
     };
     const asked = { model, before, question: turn.question };
-    const { answer: found, error } = await answer(app, asked, running.signal, grows);
+    const { answer: given, error } = await answer(app, asked, running.signal, grows);
+    // A second try that was stopped before its first word takes nothing away.
+    const found = given.finish === "stopped" && !given.text && earlier?.text ? earlier : given;
     if (this.running === running) this.running = null;
     // A conversation deleted meanwhile must not come back.
     if (!conversation.turns.includes(turn) || !app.conversations.get(conversation.id)) return;
@@ -164,7 +169,8 @@ export class Thread {
     app.keep(() => app.conversations.save(conversation));
     if (!this.views.includes(view)) return;
     announcer.update(found.text, true);
-    if (found.finish === "stopped") announce(t("answer.stopped"));
+    if (given.finish === "stopped") announce(t("answer.stopped"));
+    view.setModel(found.model);
     view.answer.end(found, error, () => this.retry(turn));
     this.talk.tell();
     this.refresh();

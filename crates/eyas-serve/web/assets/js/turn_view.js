@@ -27,7 +27,9 @@ export class AnswerView {
     this.prose = h("div.prose");
     this.markdown = new MarkdownView(this.prose);
     this.notes = h("div");
-    this.buttons = h("div.actions", { hidden: true }, ...actions);
+    this.copyButton = iconButton("button.quiet", "copy", "copy", { on: { click: () => copy(this.text) } });
+    this.text = "";
+    this.buttons = h("div.actions", { hidden: true }, this.copyButton, ...actions);
     this.root = h("div.answer", {}, h("div.by", {}, by), this.care, this.prose, this.notes, this.buttons);
     this.frame = 0;
     /** Called after more of it is drawn. @type {(() => void) | undefined} */
@@ -93,6 +95,8 @@ export class AnswerView {
     if (error) notes.push(troubleBox(error, retry));
     else if (answer.finish === "error") notes.push(h("p.small.soft", { say: "answer.broken" }));
     this.notes.replaceChildren(...notes);
+    this.text = answer.text;
+    this.copyButton.hidden = !answer.text;
     this.buttons.hidden = false;
   }
 }
@@ -118,11 +122,8 @@ export class TurnView {
     this.words = h("p.words", {}, turn.question);
     this.editButton = iconButton("button.quiet", "edit", "edit", { on: { click: () => this.openEditor() } });
     this.question = h("div.question", {}, h("h3.unseen", { say: "question.heading" }), this.words, this.editButton);
-    const copyButton = iconButton("button.quiet", "copy", "copy", {
-      on: { click: () => copy(this.turn.answer?.text ?? "") },
-    });
     this.retryButton = iconButton("button.quiet", "retry", "retry", { on: { click: does.retry } });
-    this.answer = new AnswerView(app, { by: this.by, actions: [copyButton, this.retryButton], goOn: does.goOn });
+    this.answer = new AnswerView(app, { by: this.by, actions: [this.retryButton], goOn: does.goOn });
     this.root = h("article.turn", {}, this.question, h("h3.unseen", { say: "answer.heading" }), this.answer.root);
     this.setModel(turn.answer?.model ?? "");
     if (turn.answer) this.answer.end(turn.answer);
