@@ -439,7 +439,8 @@ impl<'m, B: Backend> Engine<'m, B> {
             *share = 0;
             if damaged.contains(&sequence.id) {
                 self.slots.discard(sequence.slot);
-                let reason = "those of the prompt are not all finite; the weights, or the adapter's, are damaged";
+                let reason =
+                    "those of the prompt are not all finite; the weights, or the adapter's, are damaged";
                 events.push(Event::Failed { sequence: sequence.id, error: Error::Logits(reason.into()) });
             } else if sequence.pending.is_empty() {
                 let logits = &mut self.logits[row * vocab..(row + 1) * vocab];
@@ -466,7 +467,9 @@ impl<B: Backend> Engine<'_, B> {
         let adapter = self.sequences[first].adapter;
         let in_pass = self.sequences.iter().zip(&self.shares).skip(first);
         let mut scored: Vec<(&Sequence, usize, Vec<Option<TokenLogprobs>>)> = in_pass
-            .filter(|(sequence, share)| sequence.adapter == adapter && **share > 0 && sequence.scores_prompt())
+            .filter(|(sequence, share)| {
+                sequence.adapter == adapter && **share > 0 && sequence.scores_prompt()
+            })
             .map(|(sequence, &share)| (sequence, share.min(sequence.pending.len() - 1), Vec::new()))
             .filter(|(_, rows, _)| *rows > 0)
             .collect();

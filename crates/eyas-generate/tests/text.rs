@@ -258,8 +258,9 @@ fn a_conversation_is_asked_and_remembered() {
     let mut session = ChatSession::new(PromptFormat::human_assistant());
     let params = SamplingParams { max_new_tokens: 10, ignore_eos: true, ..SamplingParams::recipe() };
     let mut shown = String::new();
-    let first =
-        session.ask(&mut generator, " a? ", &params, Some(adapter), &go_on(), &mut |text| shown += text).unwrap();
+    let first = session
+        .ask(&mut generator, " a? ", &params, Some(adapter), &go_on(), &mut |text| shown += text)
+        .unwrap();
     assert_eq!(shown, first.text);
     assert_eq!(first.text, Comparison::tidied(&first.answer));
     assert_eq!(session.history()[0].question, "a?");

@@ -14,8 +14,8 @@ use crate::answerer::{Answerer, Ask, Said, Ticket};
 use crate::models::{Models, ServedModel};
 
 /// Answers `tag.0 tag.1 tag.2 ...`, a token a word, where `#tag` is the newest tag of the prompt, and `#tag*12` asks for
-/// twelve words. After `#say:` it answers with the rest of that line, `\n` turned into line breaks, a token three
-/// characters. A tag of `fail` fails after three tokens, one of `panic` panics. The second answer to a prompt begins
+/// twelve words. After `#say:` it answers with the rest of that line, `\n` turned into line breaks and `\x3c` into `<`, a
+/// token three characters. A tag of `fail` fails after three tokens, one of `panic` panics. The second answer to a prompt begins
 /// with `1:`, and so on.
 #[derive(Debug)]
 pub struct FakeEngine {
@@ -74,7 +74,9 @@ impl FakeEngine {
         let text = self.tokenizer.decode(&ask.prompt, false)?;
         if let Some((_, rest)) = text.rsplit_once("#say:") {
             let line = rest.lines().next().unwrap_or_default().split("<|").next().unwrap_or_default();
-            return Ok(Box::new(Said3(line.trim().replace("\\n", "\n").chars().collect())));
+            return Ok(Box::new(Said3(
+                line.trim().replace("\\n", "\n").replace("\\x3c", "<").chars().collect(),
+            )));
         }
         let tag = text.rsplit_once('#').map_or("word", |(_, rest)| rest);
         let (tag, rest) = tag.split_at(tag.find(|c: char| !c.is_alphanumeric()).unwrap_or(tag.len()));

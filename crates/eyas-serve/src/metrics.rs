@@ -43,7 +43,8 @@ impl Metrics {
         let requests = Family::<RequestLabels, Counter>::default();
         let (queue, active, connections) = (Gauge::default(), Gauge::default(), Gauge::default());
         let generated_tokens: Counter<u64, AtomicU64> = Counter::default();
-        let (prompt_tokens, cancelled, care_answers) = (Counter::default(), Counter::default(), Counter::default());
+        let (prompt_tokens, cancelled, care_answers) =
+            (Counter::default(), Counter::default(), Counter::default());
         let seconds = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
         let first_token = Histogram::new(seconds);
         let each_token = Histogram::new([0.001, 0.0025].into_iter().chain(seconds));

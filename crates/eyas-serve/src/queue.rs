@@ -195,7 +195,10 @@ mod tests {
         let queue = Queue::new(1);
         let mut receivers = queue.push(vec![ask(1)]).unwrap();
         queue.drain();
-        assert_eq!(receivers[0].try_recv().unwrap_err(), tokio::sync::mpsc::error::TryRecvError::Disconnected);
+        assert_eq!(
+            receivers[0].try_recv().unwrap_err(),
+            tokio::sync::mpsc::error::TryRecvError::Disconnected
+        );
         assert_eq!(queue.push(vec![ask(1)]).unwrap_err(), Refused::Closed);
         assert!(matches!(queue.next(true, false), Next::Nothing));
         assert!(matches!(queue.next(true, true), Next::Drained));

@@ -34,9 +34,8 @@ pub fn serve(
     on_ready: impl FnOnce(SocketAddr),
 ) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let listener = runtime
-        .block_on(TcpListener::bind(address))
-        .map_err(|source| Error::Bind { address, source })?;
+    let listener =
+        runtime.block_on(TcpListener::bind(address)).map_err(|source| Error::Bind { address, source })?;
     let bound = listener.local_addr()?;
     let queue = Arc::new(Queue::new(config.limits.max_queue));
     let metrics = Arc::new(Metrics::new());

@@ -33,7 +33,10 @@ impl Storage {
         let consent_text = fs::read_to_string(consent_file).map_err(|error| failed(consent_file, &error))?;
         let consent_text = consent_text.trim().to_owned();
         if consent_text.is_empty() {
-            return Err(failed(consent_file, &"is empty; it must say what is stored, by whom, for what and how long"));
+            return Err(failed(
+                consent_file,
+                &"is empty; it must say what is stored, by whom, for what and how long",
+            ));
         }
         fs::create_dir_all(folder).map_err(|error| failed(folder, &error))?;
         let digest = Sha256::digest(consent_text.as_bytes());

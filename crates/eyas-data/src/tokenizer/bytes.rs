@@ -71,8 +71,11 @@ mod tests {
     fn the_byte_level_alphabet_is_gpt_2s() {
         let bytes: Vec<u8> = "Ġå¥½Ċ!".chars().flat_map(byte_level).collect();
         assert_eq!(bytes, [0x20, 0xe5, 0xa5, 0xbd, 0x0a, 0x21]);
-        let all: std::collections::BTreeSet<u8> =
-            (0..0x144).filter_map(char::from_u32).filter(|c| byte_level(*c).len() == 1).flat_map(byte_level).collect();
+        let all: std::collections::BTreeSet<u8> = (0..0x144)
+            .filter_map(char::from_u32)
+            .filter(|c| byte_level(*c).len() == 1)
+            .flat_map(byte_level)
+            .collect();
         assert_eq!(all.len(), 256);
         assert_eq!(byte_level('好'), "好".as_bytes());
     }

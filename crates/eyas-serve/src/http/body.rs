@@ -26,7 +26,8 @@ pub(super) async fn read(app: &App, request: Request) -> Result<Bytes, ApiError>
         let message = "the body must be JSON, with `Content-Type: application/json`";
         return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message));
     }
-    let announced = parts.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let announced =
+        parts.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     if announced.is_some_and(|length: u64| length > limits.max_body as u64) {
         linger(body);
         return Err(too_large(limits.max_body));

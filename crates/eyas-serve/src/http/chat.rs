@@ -33,7 +33,10 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request) -> Res
     let extension = chat.eyas.clone().unwrap_or_default();
     let tidy = extension.tidy.unwrap_or(false);
     if tidy && reported.is_some() {
-        return Err(ApiError::invalid("logprobs", "are of tokens, which eyas.tidy cuts; ask for one of the two"));
+        return Err(ApiError::invalid(
+            "logprobs",
+            "are of tokens, which eyas.tidy cuts; ask for one of the two",
+        ));
     }
     let mut params = common.params(&model.defaults, app.models.vocab())?;
     params.logprobs = reported;
@@ -74,7 +77,10 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request) -> Res
     });
     if let Some(response) = &care.concern {
         app.metrics.care_answers.inc();
-        store(&app, kept, vec![response.text.clone()], Some(json!(response.category)));
+        if let Some(kept) = kept {
+            let (answers, care) = (vec![response.text.clone()], Some(json!(response.category)));
+            store(&app, Exchange { answers, care, ..kept });
+        }
         return Ok(care_answer(&head, response, &care, n, streams));
     }
     params.max_new_tokens = common.length(asked, default, prompt.len(), app.models.positions())?;
@@ -109,11 +115,9 @@ pub(super) async fn blocking<T: Send + 'static>(
 }
 
 /// Writes an exchange to disk, where the operator wants it and the person consented.
-pub(super) fn store(app: &Arc<App>, kept: Option<Exchange>, answers: Vec<String>, care: Option<Value>) {
-    let Some(exchange) = kept else { return };
+pub(super) fn store(app: &Arc<App>, exchange: Exchange) {
     let app = Arc::clone(app);
     tokio::task::spawn_blocking(move || {
-        let exchange = Exchange { answers, care, ..exchange };
         if let Some(Err(error)) = app.config.storage.as_ref().map(|storage| storage.store(&exchange)) {
             tracing::error!("a conversation was not stored: {error}");
         }

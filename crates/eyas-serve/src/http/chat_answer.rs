@@ -166,13 +166,16 @@ impl Answering for ChatAnswer {
             last["usage"] = self.usage();
             chunks.push_back(last);
         }
-        let answers = || self.choices.iter().map(|choice| choice.text.clone()).collect();
-        store(&self.app, self.kept.take(), if self.kept.is_some() { answers() } else { Vec::new() }, None);
+        if let Some(kept) = self.kept.take() {
+            let answers = self.choices.iter().map(|choice| choice.text.clone()).collect();
+            store(&self.app, Exchange { answers, ..kept });
+        }
     }
 
     fn whole(mut self) -> Value {
         let usage = self.usage();
-        let mut replaced: Vec<Reason> = self.choices.iter().flat_map(|choice| choice.replaced()).copied().collect();
+        let mut replaced: Vec<Reason> =
+            self.choices.iter().flat_map(|choice| choice.replaced()).copied().collect();
         replaced.sort();
         replaced.dedup();
         let choices = self.choices.iter_mut().enumerate().map(|(index, choice)| {

@@ -48,7 +48,8 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request) -> Res
         let tokenizer = shared.models.tokenizer();
         let prompts = completion.prompts(tokenizer, shared.models.vocab())?;
         let care = shared.cares(CareMode::Strict);
-        let concern = care.and_then(|care| prompts.iter().find_map(|prompt| concern(care, tokenizer, prompt)));
+        let concern =
+            care.and_then(|care| prompts.iter().find_map(|prompt| concern(care, tokenizer, prompt)));
         Ok((prompts, concern))
     })
     .await??;
@@ -67,7 +68,10 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request) -> Res
             ..error
         })?;
         if tokens == 0 && !echo {
-            return Err(ApiError::invalid("max_tokens", "is 0, which asks for nothing without \"echo\": true"));
+            return Err(ApiError::invalid(
+                "max_tokens",
+                "is 0, which asks for nothing without \"echo\": true",
+            ));
         }
         only_prompt = tokens == 0;
         for stream in 0..n as u32 {
@@ -116,9 +120,9 @@ fn concern(care: &CareSettings, tokenizer: &Tokenizer, prompt: &[u32]) -> Option
 
 /// The fixed answer in the shape of continuations.
 fn care_answer(head: &Head, response: &CareResponse, parts: Value, count: usize, streams: bool) -> Response {
-    let choices = (0..count).map(|index| {
-        json!({"index": index, "text": response.text, "logprobs": null, "finish_reason": "stop"})
-    });
+    let choices = (0..count).map(
+        |index| json!({"index": index, "text": response.text, "logprobs": null, "finish_reason": "stop"}),
+    );
     let mut value = head.with(choices.collect());
     value["eyas"] = json!({"care": parts});
     value["usage"] = usage(0, 0);

@@ -24,7 +24,7 @@ const MAX_HEAD: usize = 64 << 10;
 
 /// What is said to those who come when all places are taken.
 const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 5\r\n\
-    connection: close\r\ncontent-length: 122\r\n\r\n\
+    connection: close\r\ncontent-length: 123\r\n\r\n\
     {\"error\":{\"message\":\"too many connections; try again\",\"type\":\"server_error\",\"param\":null,\"code\":\"too_many_connections\"}}   ";
 
 /// Takes connections until `stop` is ready, then lets those end that are open, each after its answer.
@@ -163,7 +163,7 @@ mod tests {
     fn the_refusal_is_as_long_as_it_says() {
         let text = std::str::from_utf8(BUSY).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.contains(&format!("content-length: {}\r\n", body.len())) || head.ends_with(&format!("content-length: {}", body.len())), "{}", body.len());
+        assert!(head.ends_with(&format!("content-length: {}", body.len())), "{}", body.len());
         assert!(serde_json::from_str::<serde_json::Value>(body).is_ok());
     }
 }

@@ -41,7 +41,8 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
     let cross_origin = headers.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN);
     for (name, value) in SECURITY_HEADERS {
         // An origin that may read the answer must be able to load it.
-        let value = if cross_origin && name == "cross-origin-resource-policy" { "cross-origin" } else { value };
+        let value =
+            if cross_origin && name == "cross-origin-resource-policy" { "cross-origin" } else { value };
         headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
     }
     if !headers.contains_key(header::CACHE_CONTROL) {

@@ -190,7 +190,13 @@ pub(super) struct Head {
 impl Head {
     pub fn new(prefix: &str, object: &'static str, model: &str, includes_usage: bool) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { id: random::id(prefix), object, created: now.as_secs(), model: model.to_owned(), includes_usage }
+        Self {
+            id: random::id(prefix),
+            object,
+            created: now.as_secs(),
+            model: model.to_owned(),
+            includes_usage,
+        }
     }
 
     /// A chunk, or a whole answer, with these choices.

@@ -81,8 +81,11 @@ impl ChatRequest {
         if messages.len() > MAX_MESSAGES {
             return Err(ApiError::invalid("messages", format!("has more than {MAX_MESSAGES}")));
         }
-        let turns: Vec<Turn> =
-            messages.iter().enumerate().map(|(place, message)| message.turn(place)).collect::<Result<_, _>>()?;
+        let turns: Vec<Turn> = messages
+            .iter()
+            .enumerate()
+            .map(|(place, message)| message.turn(place))
+            .collect::<Result<_, _>>()?;
         match turns.iter().rposition(|turn| turn.role == Role::User) {
             None => Err(ApiError::invalid("messages", "has no message of the role user")),
             Some(place) if turns[place].content.trim().is_empty() => {
@@ -133,22 +136,22 @@ impl Message {
             name => Role::parse(name),
         };
         let role = role.ok_or_else(|| {
-            let reason =
-                format!("is {:?}; roles are system, developer, user, assistant and tool", self.role);
+            let reason = format!("is {:?}; roles are system, developer, user, assistant and tool", self.role);
             ApiError::invalid(format!("messages[{place}].role"), reason)
         })?;
         let content = match &self.content {
             None => String::new(),
             Some(Content::Text(text)) => text.clone(),
             Some(Content::Parts(parts)) => {
-                let texts = parts.iter().enumerate().map(|(number, part)| match (part.kind.as_str(), &part.text) {
-                    ("text" | "input_text" | "output_text", Some(text)) => Ok(text.as_str()),
-                    (kind, _) => {
-                        let param = format!("messages[{place}].content[{number}]");
-                        let reason = format!("is of type {kind:?}; this server reads text only");
-                        Err(ApiError { param: Some(param), ..ApiError::unsupported("messages", reason) })
-                    }
-                });
+                let texts =
+                    parts.iter().enumerate().map(|(number, part)| match (part.kind.as_str(), &part.text) {
+                        ("text" | "input_text" | "output_text", Some(text)) => Ok(text.as_str()),
+                        (kind, _) => {
+                            let param = format!("messages[{place}].content[{number}]");
+                            let reason = format!("is of type {kind:?}; this server reads text only");
+                            Err(ApiError { param: Some(param), ..ApiError::unsupported("messages", reason) })
+                        }
+                    });
                 texts.collect::<Result<Vec<_>, _>>()?.join("\n")
             }
         };

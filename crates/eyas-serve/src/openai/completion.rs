@@ -30,9 +30,8 @@ pub(crate) enum Prompts {
 impl CompletionRequest {
     /// The prompts as token ids.
     pub fn prompts(&self, tokenizer: &Tokenizer, vocab: usize) -> Result<Vec<Vec<u32>>, ApiError> {
-        let encode = |text: &String| {
-            tokenizer.encode(text, true).map_err(|error| ApiError::invalid("prompt", error))
-        };
+        let encode =
+            |text: &String| tokenizer.encode(text, true).map_err(|error| ApiError::invalid("prompt", error));
         let prompts = match &self.prompt {
             None => return Err(ApiError::invalid("prompt", "is missing")),
             Some(Prompts::Text(text)) => vec![encode(text)?],

@@ -39,10 +39,7 @@ impl ApiError {
 
     pub fn model_not_found(id: &str, known: &str) -> Self {
         let message = format!("the model {id:?} is not served here; there is {known}");
-        Self {
-            param: Some("model".into()),
-            ..Self::new(StatusCode::NOT_FOUND, "model_not_found", message)
-        }
+        Self { param: Some("model".into()), ..Self::new(StatusCode::NOT_FOUND, "model_not_found", message) }
     }
 
     pub fn internal(message: impl Into<String>) -> Self {
@@ -51,10 +48,7 @@ impl ApiError {
 
     pub fn shutting_down() -> Self {
         let message = "the server is stopping; the answer was not finished";
-        Self {
-            retry_after: Some(10),
-            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", message)
-        }
+        Self { retry_after: Some(10), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", message) }
     }
 
     fn kind(&self) -> &'static str {

@@ -18,9 +18,7 @@ fn text(tokenizer: &Tokenizer, id: u32) -> String {
 
 /// Of a chat answer's token.
 pub(crate) fn chat_token(tokenizer: &Tokenizer, id: u32, found: &TokenLogprobs) -> Value {
-    let entry = |id: u32, logprob: f32| {
-        json!({"token": text(tokenizer, id), "logprob": logprob, "bytes": tokenizer.token_bytes(id)})
-    };
+    let entry = |id: u32, logprob: f32| json!({"token": text(tokenizer, id), "logprob": logprob, "bytes": tokenizer.token_bytes(id)});
     let mut token = entry(id, found.logprob);
     token["top_logprobs"] = found.top.iter().map(|&(id, logprob)| entry(id, logprob)).collect();
     token

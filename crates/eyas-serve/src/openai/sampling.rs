@@ -158,7 +158,9 @@ impl Common {
         match asked {
             _ if room == 0 => Err(ApiError::context(
                 "messages",
-                format!("the prompt has {prompt} tokens; the context of {positions} leaves no room for an answer"),
+                format!(
+                    "the prompt has {prompt} tokens; the context of {positions} leaves no room for an answer"
+                ),
             )),
             Some(tokens) if tokens > room as u64 => Err(ApiError::context(
                 "max_tokens",

@@ -55,7 +55,9 @@ impl Plan {
         }
         for adapter in &args.adapters {
             let (name, folder) = match adapter.split_once('=') {
-                Some((name, folder)) if !name.contains(['/', '\\']) => (name.to_owned(), PathBuf::from(folder)),
+                Some((name, folder)) if !name.contains(['/', '\\']) => {
+                    (name.to_owned(), PathBuf::from(folder))
+                }
                 _ => (last_part(Path::new(adapter))?, PathBuf::from(adapter)),
             };
             adapters.push((name, settings(args.model.as_deref(), Some(folder))?));

@@ -1,8 +1,6 @@
 //! `/v1/completions` over the fake engine.
 
-mod common;
-
-use common::Setup;
+use crate::common::Setup;
 use serde_json::{Value, json};
 
 #[test]
@@ -49,7 +47,8 @@ fn the_answers_to_each_prompt_follow_each_other() {
 #[test]
 fn an_echoed_prompt_is_scored() {
     let server = Setup::default().start();
-    let answer = server.complete(json!({"prompt": "ab", "echo": true, "logprobs": 2, "max_tokens": 1})).json();
+    let answer =
+        server.complete(json!({"prompt": "ab", "echo": true, "logprobs": 2, "max_tokens": 1})).json();
     let choice = &answer["choices"][0];
     assert_eq!(choice["text"], "abword.0 ");
     let expected = json!({
@@ -64,30 +63,43 @@ fn an_echoed_prompt_is_scored() {
 #[test]
 fn a_prompt_alone_can_be_scored() {
     let server = Setup::default().start();
-    let answer = server.complete(json!({"prompt": ["ab", "c"], "echo": true, "logprobs": 0, "max_tokens": 0})).json();
+    let answer =
+        server.complete(json!({"prompt": ["ab", "c"], "echo": true, "logprobs": 0, "max_tokens": 0})).json();
     assert_eq!(answer["choices"][0]["text"], "ab");
     assert_eq!(answer["choices"][0]["logprobs"]["token_logprobs"], json!([null, -0.375]));
     assert_eq!(answer["choices"][1]["logprobs"]["token_logprobs"], json!([null]));
     assert_eq!(answer["usage"]["completion_tokens"], 0);
-    server.complete(json!({"prompt": "ab", "max_tokens": 0})).is_error(400, "invalid_value", Some("max_tokens"));
+    server.complete(json!({"prompt": "ab", "max_tokens": 0})).is_error(
+        400,
+        "invalid_value",
+        Some("max_tokens"),
+    );
 }
 
 #[test]
 fn a_part_of_a_character_is_written_as_its_bytes() {
     let server = Setup::default().start();
-    let answer = server.complete(json!({"prompt": "好", "echo": true, "logprobs": 0, "max_tokens": 0})).json();
-    assert_eq!(answer["choices"][0]["logprobs"]["tokens"], json!(["bytes:\\xe5", "bytes:\\xa5", "bytes:\\xbd"]));
+    let answer =
+        server.complete(json!({"prompt": "好", "echo": true, "logprobs": 0, "max_tokens": 0})).json();
+    assert_eq!(
+        answer["choices"][0]["logprobs"]["tokens"],
+        json!(["bytes:\\xe5", "bytes:\\xa5", "bytes:\\xbd"])
+    );
 }
 
 #[test]
 fn a_stream_is_the_continuation_in_pieces() {
     let server = Setup::default().start();
-    let more = json!({"prompt": "#abc*2", "stream": true, "echo": true, "stream_options": {"include_usage": true}});
+    let more =
+        json!({"prompt": "#abc*2", "stream": true, "echo": true, "stream_options": {"include_usage": true}});
     let events = server.complete(more).events();
     let text: String = events.iter().filter_map(|event| event["choices"][0]["text"].as_str()).collect();
     assert_eq!(text, "#abc*2abc.0 abc.1 ");
-    let finishes: Vec<&Value> =
-        events.iter().map(|event| &event["choices"][0]["finish_reason"]).filter(|finish| !finish.is_null()).collect();
+    let finishes: Vec<&Value> = events
+        .iter()
+        .map(|event| &event["choices"][0]["finish_reason"])
+        .filter(|finish| !finish.is_null())
+        .collect();
     assert_eq!(finishes, ["stop"]);
     assert_eq!(events.last().unwrap()["usage"]["completion_tokens"], 3);
 }

@@ -1,11 +1,9 @@
 //! Bad input, slow clients, too many of them, and those who go away.
 
-mod common;
-
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use common::{Answer, Setup, question_body, request};
+use crate::common::{Answer, Setup, question_body, request};
 use serde_json::json;
 
 const CHAT: &str = "/v1/chat/completions";
@@ -28,7 +26,13 @@ fn what_is_not_json_is_refused() {
         b"{\"model\": \"fake\", \"model\": \"fake\"}",
     ] {
         let answer = server.raw(&request(CHAT, body, JSON));
-        assert_eq!(answer.status, 400, "{:?}: {}", String::from_utf8_lossy(&body[..body.len().min(40)]), answer.text());
+        assert_eq!(
+            answer.status,
+            400,
+            "{:?}: {}",
+            String::from_utf8_lossy(&body[..body.len().min(40)]),
+            answer.text()
+        );
         assert_eq!(answer.json()["error"]["type"], "invalid_request_error");
     }
 }
@@ -36,7 +40,8 @@ fn what_is_not_json_is_refused() {
 #[test]
 fn another_type_of_body_is_refused() {
     let server = Setup::default().start();
-    for headers in ["", "content-type: text/plain\r\n", "content-type: application/x-www-form-urlencoded\r\n"] {
+    for headers in ["", "content-type: text/plain\r\n", "content-type: application/x-www-form-urlencoded\r\n"]
+    {
         server.raw(&request(CHAT, b"{}", headers)).is_error(415, "unsupported_media_type", None);
     }
     let body = question_body("#abc*1", json!({})).to_string();
@@ -49,13 +54,17 @@ fn a_body_that_is_too_large_is_refused_before_it_is_read() {
     let server = Setup::default().start();
     // Announced: nothing of it needs to be sent.
     let mut stream = server.connect();
-    let head = format!("POST {CHAT} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{JSON}content-length: 1000000000\r\n\r\n");
+    let head = format!(
+        "POST {CHAT} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{JSON}content-length: 1000000000\r\n\r\n"
+    );
     stream.write_all(head.as_bytes()).unwrap();
     stream.shutdown(std::net::Shutdown::Write).unwrap();
     Answer::read(&mut stream).is_error(413, "body_too_large", None);
     // In chunks: as soon as the limit is passed.
     let mut stream = server.connect();
-    let head = format!("POST {CHAT} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{JSON}transfer-encoding: chunked\r\n\r\n");
+    let head = format!(
+        "POST {CHAT} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{JSON}transfer-encoding: chunked\r\n\r\n"
+    );
     stream.write_all(head.as_bytes()).unwrap();
     let chunk = [b"10000\r\n", &[b' '; 0x10000][..], b"\r\n"].concat();
     for _ in 0..20 {
@@ -80,7 +89,9 @@ fn a_body_must_come_in_time() {
     setup.config.limits.body_timeout = Duration::from_millis(200);
     let server = setup.start();
     let mut stream = server.connect();
-    let head = format!("POST {CHAT} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{JSON}content-length: 100\r\n\r\n{{\"mod");
+    let head = format!(
+        "POST {CHAT} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{JSON}content-length: 100\r\n\r\n{{\"mod"
+    );
     stream.write_all(head.as_bytes()).unwrap();
     Answer::read(&mut stream).is_error(408, "timeout", None);
 }
@@ -137,7 +148,7 @@ fn connections_have_a_limit() {
 }
 
 /// Starts an answer without an end and returns its connection after the first bytes.
-fn endless(server: &common::Server) -> std::net::TcpStream {
+fn endless(server: &crate::common::Server) -> std::net::TcpStream {
     let body = question_body("#abc", json!({"stream": true, "max_tokens": 900}));
     let mut stream = server.connect();
     stream.write_all(&request(CHAT, body.to_string().as_bytes(), JSON)).unwrap();
@@ -195,11 +206,7 @@ fn a_client_that_does_not_read_is_let_go() {
     setup.config.limits.write_timeout = Duration::from_millis(300);
     let server = setup.start();
     // Far more than the buffers between the two hold.
-    let text = "x".repeat(3000);
-    let body = json!({"model": "fake", "prompt": format!("{}#say: {text}", "y".repeat(3)), "stream": true, "n": 100,
-        "max_tokens": 900, "logprobs": 20});
-    let mut body = body;
-    body["prompt"] = json!("#abc");
+    let body = json!({"model": "fake", "prompt": "#abc", "stream": true, "n": 100, "max_tokens": 900, "logprobs": 20});
     let mut deaf = server.connect();
     deaf.write_all(&request("/v1/completions", body.to_string().as_bytes(), JSON)).unwrap();
     let start = Instant::now();

@@ -1,8 +1,6 @@
 //! `/v1/chat/completions` over the fake engine.
 
-mod common;
-
-use common::{Setup, question_body};
+use crate::common::{Setup, question_body};
 use serde_json::{Value, json};
 
 #[test]
@@ -22,7 +20,7 @@ fn an_answer_has_openais_shape() {
     }]);
     assert_eq!(answer["choices"], expected);
     // The prompt is ChatML: a token a byte, and two control tokens a turn.
-    assert_eq!(answer["usage"], json!({"prompt_tokens": 32, "completion_tokens": 4, "total_tokens": 36}));
+    assert_eq!(answer["usage"], json!({"prompt_tokens": 31, "completion_tokens": 4, "total_tokens": 35}));
 }
 
 #[test]
@@ -36,7 +34,11 @@ fn a_stream_is_the_answer_in_pieces() {
     assert_eq!((&last["delta"], &last["finish_reason"]), (&json!({}), &json!("stop")));
     assert_eq!(answer.content(), "abc.0 abc.1 abc.2 ");
     assert_eq!(events.len(), 5);
-    assert!(events.iter().all(|event| event["object"] == "chat.completion.chunk" && event["id"] == events[0]["id"]));
+    assert!(
+        events
+            .iter()
+            .all(|event| event["object"] == "chat.completion.chunk" && event["id"] == events[0]["id"])
+    );
     assert!(events.iter().all(|event| event.get("usage").is_none()));
 }
 
@@ -54,14 +56,19 @@ fn usage_comes_in_a_chunk_of_its_own_where_it_is_asked_for() {
 fn several_answers_are_told_apart_by_their_index() {
     let server = Setup::default().start();
     let answer = server.chat("#abc*2", json!({"n": 3})).json();
-    let texts: Vec<&str> =
-        answer["choices"].as_array().unwrap().iter().map(|c| c["message"]["content"].as_str().unwrap()).collect();
+    let texts: Vec<&str> = answer["choices"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| c["message"]["content"].as_str().unwrap())
+        .collect();
     assert_eq!(texts, ["abc.0 abc.1 ", "1:abc.0 1:abc.1 ", "2:abc.0 2:abc.1 "]);
     assert_eq!(answer["usage"]["completion_tokens"], 9);
 
     let events = server.chat("#abc*2", json!({"n": 3, "stream": true})).events();
     let text = |index: usize| -> String {
-        let choices = events.iter().map(|event| &event["choices"][0]).filter(|choice| choice["index"] == index);
+        let choices =
+            events.iter().map(|event| &event["choices"][0]).filter(|choice| choice["index"] == index);
         choices.filter_map(|choice| choice["delta"]["content"].as_str()).collect()
     };
     assert_eq!([text(0), text(1), text(2)], ["abc.0 abc.1 ", "1:abc.0 1:abc.1 ", "2:abc.0 2:abc.1 "]);
@@ -102,17 +109,24 @@ fn log_probabilities_have_openais_shape() {
     let more = json!({"logprobs": true, "top_logprobs": 2, "max_tokens": 2});
     let answer = server.chat("#abc", more.clone()).json();
     let content = &answer["choices"][0]["logprobs"]["content"];
-    let entry = |byte: u8, logprob: f64| {
-        json!({"token": char::from(byte).to_string(), "logprob": logprob, "bytes": [byte]})
-    };
+    let entry = |byte: u8, logprob: f64| json!({"token": char::from(byte).to_string(), "logprob": logprob, "bytes": [byte]});
     let mut second = entry(1, -0.25);
     second["top_logprobs"] = json!([entry(1, -0.25), entry(2, -1.25)]);
     assert_eq!(content[1], second);
     assert_eq!(content.as_array().unwrap().len(), 2);
 
-    let events = server.chat("#abc", { let mut more = more; more["stream"] = json!(true); more }).events();
-    let streamed: Vec<&Value> =
-        events.iter().filter_map(|event| event["choices"][0]["logprobs"]["content"].as_array()).flatten().collect();
+    let events = server
+        .chat("#abc", {
+            let mut more = more;
+            more["stream"] = json!(true);
+            more
+        })
+        .events();
+    let streamed: Vec<&Value> = events
+        .iter()
+        .filter_map(|event| event["choices"][0]["logprobs"]["content"].as_array())
+        .flatten()
+        .collect();
     assert_eq!(json!(streamed), *content);
 }
 
@@ -135,7 +149,7 @@ fn a_model_is_chosen_by_its_name() {
 fn a_model_of_the_recipes_form_speaks_one_turn() {
     let server = Setup::default().start();
     let more = json!({"model": "fake-tuned"});
-    assert_eq!(server.chat("#say: Rest.\\n<HUMAN>: And then?", more.clone()).content(), "Rest.\n");
+    assert_eq!(server.chat("#say: Rest.\\n\\x3cHUMAN>: And then?", more.clone()).content(), "Rest.\n");
 }
 
 #[test]
@@ -232,7 +246,7 @@ fn a_prompt_that_is_too_long_says_how_long_it_is() {
     let server = Setup::default().start();
     let answer = server.chat(&"x".repeat(1100), json!({}));
     answer.is_error(400, "context_length_exceeded", Some("messages"));
-    assert!(answer.text().contains("1124"), "{}", answer.text());
+    assert!(answer.text().contains("1119"), "{}", answer.text());
     let remembered = server.chat(&"x".repeat(1100), json!({"eyas": {"remember": 2}}));
     remembered.is_error(400, "context_length_exceeded", Some("messages"));
 }

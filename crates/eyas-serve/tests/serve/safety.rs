@@ -1,8 +1,6 @@
 //! The safety layer around chat, and what is stored.
 
-mod common;
-
-use common::Setup;
+use crate::common::Setup;
 use eyas_serve::{CareMode, Storage};
 use serde_json::{Value, json};
 
@@ -13,7 +11,10 @@ fn a_concern_is_answered_with_help() {
     let server = Setup::careful(CareMode::On).start();
     let answer = server.chat(CONCERN, json!({"eyas": {"region": "tw", "language": "zh-Hant"}})).json();
     let care = &answer["eyas"]["care"];
-    assert_eq!((&care["category"], &care["region"], &care["language"]), (&json!("suicide"), &json!("TW"), &json!("zh-Hant")));
+    assert_eq!(
+        (&care["category"], &care["region"], &care["language"]),
+        (&json!("suicide"), &json!("TW"), &json!("zh-Hant"))
+    );
     assert!(care["emergency"].as_str().unwrap().contains("119"));
     for key in ["helplines", "grounding"] {
         assert!(!care[key].as_array().unwrap().is_empty(), "{key}");
@@ -86,7 +87,8 @@ fn completions_are_raw_except_in_the_strict_mode() {
 #[test]
 fn an_unsafe_answer_is_replaced() {
     let server = Setup::careful(CareMode::On).start();
-    let question = "How do I sleep better? #say: A dark room helps. Take 40 mg of fluoxetine every morning. Rest well.";
+    let question =
+        "How do I sleep better? #say: A dark room helps. Take 40 mg of fluoxetine every morning. Rest well.";
     let whole = server.chat(question, json!({}));
     let text = whole.content();
     assert!(text.starts_with("A dark room helps.") && !text.contains("40 mg"), "{text}");
@@ -105,8 +107,11 @@ fn an_unsafe_answer_is_replaced() {
 fn log_probabilities_come_with_the_end_behind_the_guard() {
     let server = Setup::careful(CareMode::On).start();
     let events = server.chat("#abc*2", json!({"stream": true, "logprobs": true})).events();
-    let found: Vec<&Value> =
-        events.iter().map(|event| &event["choices"][0]["logprobs"]).filter(|found| !found.is_null()).collect();
+    let found: Vec<&Value> = events
+        .iter()
+        .map(|event| &event["choices"][0]["logprobs"])
+        .filter(|found| !found.is_null())
+        .collect();
     assert_eq!(found.len(), 1);
     assert_eq!(found[0]["content"].as_array().unwrap().len(), 3);
 }
@@ -128,7 +133,8 @@ fn who_asks_is_told_that_this_is_a_program() {
 fn the_tables_are_there_in_both_languages() {
     let server = Setup::careful(CareMode::On).start();
     let regions = server.get("/api/care/regions?language=zh-Hant").json();
-    let taiwan = regions["regions"].as_array().unwrap().iter().find(|region| region["code"] == "TW").unwrap().clone();
+    let taiwan =
+        regions["regions"].as_array().unwrap().iter().find(|region| region["code"] == "TW").unwrap().clone();
     assert_eq!(taiwan["name"], "台灣");
     let helplines = server.get("/api/care/helplines?region=tw&language=en").json();
     assert_eq!(helplines["region"], "TW");
@@ -136,8 +142,12 @@ fn the_tables_are_there_in_both_languages() {
     let reminders = server.get("/api/care/reminders?language=zh-Hant").json();
     assert!(reminders["policy"]["turns"].as_u64().unwrap() > 0);
     let questionnaires = server.get("/api/care/questionnaires").json();
-    let ids: Vec<&str> =
-        questionnaires["questionnaires"].as_array().unwrap().iter().map(|q| q["id"].as_str().unwrap()).collect();
+    let ids: Vec<&str> = questionnaires["questionnaires"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|q| q["id"].as_str().unwrap())
+        .collect();
     for id in ["phq-9", "gad-7", "who-5"] {
         assert!(ids.contains(&id), "{ids:?}");
     }
@@ -161,9 +171,12 @@ fn only_what_was_consented_to_is_stored() {
     setup.config.storage = Some(storage);
     let server = setup.start();
     let page = server.get("/api/page").json();
-    assert_eq!(page["storage"], json!({
-        "enabled": true, "consent_text": "We keep what you write for a year.", "consent_id": id,
-    }));
+    assert_eq!(
+        page["storage"],
+        json!({
+            "enabled": true, "consent_text": "We keep what you write for a year.", "consent_id": id,
+        })
+    );
     server.chat("#no*1", json!({}));
     server.chat("#old*1", json!({"eyas": {"consent": "0000000000000000"}}));
     server.chat("#yes*2", json!({"eyas": {"consent": id}, "stream": true}));

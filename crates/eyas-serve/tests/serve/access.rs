@@ -1,8 +1,6 @@
 //! Who may call the server, the headers of its answers, and what it tells about itself.
 
-mod common;
-
-use common::{Server, Setup, request};
+use crate::common::{Server, Setup, request};
 use eyas_serve::Config;
 use serde_json::json;
 
@@ -11,12 +9,15 @@ fn an_api_key_guards_the_models_and_the_figures() {
     let mut setup = Setup::default();
     setup.config.api_key = Some("right".into());
     let server = setup.start();
-    for headers in ["", "authorization: Bearer wrong\r\n", "authorization: right\r\n", "authorization: Basic right\r\n"] {
+    for headers in
+        ["", "authorization: Bearer wrong\r\n", "authorization: right\r\n", "authorization: Basic right\r\n"]
+    {
         let answer = server.get_with("/v1/models", headers);
         answer.is_error(401, "invalid_api_key", None);
         assert_eq!(answer.header("www-authenticate"), Some("bearer"));
         server.get_with("/metrics", headers).is_error(401, "invalid_api_key", None);
-        let chat = request("/v1/chat/completions", b"{}", &format!("content-type: application/json\r\n{headers}"));
+        let chat =
+            request("/v1/chat/completions", b"{}", &format!("content-type: application/json\r\n{headers}"));
         server.raw(&chat).is_error(401, "invalid_api_key", None);
     }
     let key = "authorization: bearer right\r\n";
@@ -45,7 +46,7 @@ fn a_foreign_name_is_refused() {
     }
 }
 
-fn preflight(server: &Server, origin: &str) -> common::Answer {
+fn preflight(server: &Server, origin: &str) -> crate::common::Answer {
     let head = format!(
         "OPTIONS /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\norigin: {origin}\r\n\
          access-control-request-method: POST\r\naccess-control-request-headers: content-type\r\n\r\n"
@@ -72,7 +73,9 @@ fn scripts_of_other_sites_may_not_call_unless_allowed() {
 #[test]
 fn every_answer_has_the_security_headers() {
     let server = Setup::default().start();
-    for answer in [server.get("/"), server.get("/api/page"), server.get("/nowhere"), server.chat("#a*1", json!({}))] {
+    for answer in
+        [server.get("/"), server.get("/api/page"), server.get("/nowhere"), server.chat("#a*1", json!({}))]
+    {
         let policy = answer.header("content-security-policy").unwrap();
         assert!(policy.starts_with("default-src 'none'; script-src 'self'; "), "{policy}");
         assert!(!policy.contains("unsafe"), "{policy}");

@@ -25,6 +25,7 @@ pub struct Setup {
     pub config: Config,
     pub slots: usize,
     pub delay: Duration,
+    pub positions: usize,
 }
 
 impl Default for Setup {
@@ -32,7 +33,7 @@ impl Default for Setup {
     fn default() -> Self {
         let mut config = Config::default();
         config.care.mode = CareMode::Off;
-        Self { config, slots: 4, delay: Duration::from_millis(1) }
+        Self { config, slots: 4, delay: Duration::from_millis(1), positions: 1024 }
     }
 }
 
@@ -41,6 +42,8 @@ impl Setup {
     pub fn careful(mode: CareMode) -> Self {
         let mut setup = Self::default();
         setup.config.care.mode = mode;
+        // A care answer is long.
+        setup.positions = 8192;
         setup
     }
 
@@ -50,17 +53,23 @@ impl Setup {
         let thread = std::thread::spawn(move || {
             let folder = tempfile::tempdir().unwrap();
             let tokenizer = Arc::new(fake::tokenizer(folder.path()).unwrap());
-            let models = fake::models(Arc::clone(&tokenizer), 1024).unwrap();
+            let models = fake::models(Arc::clone(&tokenizer), self.positions).unwrap();
             let mut engine = FakeEngine::new(tokenizer, self.slots, self.delay);
             let stop = Box::pin(async { drop(stopped.await) });
             let any = ([127, 0, 0, 1], 0).into();
-            serve(self.config, models, &mut engine, any, stop, |address| ready.send(address).unwrap()).unwrap();
+            serve(self.config, models, &mut engine, any, stop, |address| ready.send(address).unwrap())
+                .unwrap();
         });
-        Server { address: address.recv().unwrap(), stop: Some(stop), thread: Some(thread) }
+        Server::new(address.recv().unwrap(), stop, thread)
     }
 }
 
 impl Server {
+    /// A server that runs on a thread until it is told to stop.
+    pub fn new(address: SocketAddr, stop: tokio::sync::oneshot::Sender<()>, thread: JoinHandle<()>) -> Self {
+        Self { address, stop: Some(stop), thread: Some(thread) }
+    }
+
     /// Asks the server to stop, without waiting for it.
     pub fn ask_to_stop(&mut self) {
         drop(self.stop.take());
@@ -93,7 +102,10 @@ impl Server {
 
     /// `headers` are whole lines, each with its line break.
     pub fn get_with(&self, path: &str, headers: &str) -> Answer {
-        self.raw(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n").as_bytes())
+        self.raw(
+            format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n")
+                .as_bytes(),
+        )
     }
 
     pub fn post(&self, path: &str, body: &Value) -> Answer {
@@ -112,7 +124,8 @@ impl Server {
     /// A figure of `/metrics`.
     pub fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").text();
-        let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}: {text}"));
+        let line =
+            text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}: {text}"));
         line.rsplit(' ').next().unwrap().parse().unwrap()
     }
 
