@@ -196,6 +196,46 @@ onSizes("everything is exported, and one button clears it", async (site) => {
   assert.deepEqual(left, []);
 });
 
+onSizes("what was exported is brought back after clearing", async (site) => {
+  const { page } = site;
+  await site.ask("about sleep");
+  await site.side();
+  await page.click("#data");
+  const [download] = await Promise.all([
+    page.waitForEvent("download"),
+    page.click("dialog >> text=Everything as JSON"),
+  ]);
+  const path = await download.path();
+  await page.click("#clear");
+  await page.locator("dialog").last().locator("button.danger").click();
+  await page.click("#acknowledge");
+  await site.side();
+  await page.click("#data");
+  await page.setInputFiles("#restore", { name: "x.json", mimeType: "application/json", buffer: Buffer.from("{}") });
+  await page.waitForSelector("text=This file is not an export");
+  await page.setInputFiles("#restore", path);
+  await page.waitForSelector("text=Brought back: 1");
+  await site.checkAccess();
+  await page.keyboard.press("Escape");
+  await page.click(".past .open");
+  await page.waitForSelector(".turn .prose ol");
+});
+
+onSizes(
+  "nothing is cut off in a narrow window",
+  async (site) => {
+    const { page } = site;
+    await site.ask("I want to end my life");
+    await page.setViewportSize({ width: 320, height: 640 });
+    for (const view of ["talk", "compare", "check-in"]) {
+      await site.view(view);
+      await page.waitForSelector(`#view-${view} h1, #view-${view} .turn`);
+      await site.checkAccess();
+    }
+  },
+  { sizes: ["phone"] },
+);
+
 onSizes(
   "the keyboard reaches everything, in order, and the focus is seen",
   async (site) => {

@@ -6,7 +6,7 @@ import {
   newTurn,
   titleOf,
 } from "../../../crates/eyas-serve/web/assets/js/conversations.js";
-import { asCsv, asMarkdown } from "../../../crates/eyas-serve/web/assets/js/export.js";
+import { asCsv, asMarkdown, everything } from "../../../crates/eyas-serve/web/assets/js/export.js";
 import { Records } from "../../../crates/eyas-serve/web/assets/js/records.js";
 import {
   defaultSettings,
@@ -15,6 +15,7 @@ import {
   saveSettings,
   NUMBERS,
 } from "../../../crates/eyas-serve/web/assets/js/settings.js";
+import { NotAnExport, restore } from "../../../crates/eyas-serve/web/assets/js/restore.js";
 import { Store, StorageFull, newId } from "../../../crates/eyas-serve/web/assets/js/store.js";
 import { addVote, shuffled, totals, votes } from "../../../crates/eyas-serve/web/assets/js/votes.js";
 import { page } from "../fixtures.mjs";
@@ -171,6 +172,50 @@ test("Markdown quotes what a person wrote", () => {
   assert.match(text, /^> line two$/m);
   assert.match(text, /\*\*yes\*\*/);
   assert.match(text, /\*stopped\*/);
+});
+
+test("an export comes back beside what is there, once", () => {
+  const old = new Store(storage());
+  const all = new Conversations(old);
+  const conversation = all.create();
+  const care = { category: "suicide", follow_up: "f", helplines: [{ phone: "0900 evil" }] };
+  conversation.turns.push({ ...newTurn("q"), answer: { text: "a", model: "m", finish: "stop", care } });
+  all.save(conversation);
+  new Records(old).addMood(2, "n");
+  new Records(old).addScore({ questionnaire: "phq-9", score: 5, highest: 27, band: "Mild" });
+  addVote(old, { models: ["a", "b"], preferred: "a", question: "q" });
+  const text = JSON.stringify(everything({ store: old, conversations: all }));
+  const store = new Store(storage());
+  new Records(store).addMood(4, "here");
+  assert.equal(restore(store, text), 4);
+  assert.equal(restore(store, text), 0, "the second time nothing is new");
+  assert.deepEqual(
+    new Records(store).moods().map((m) => m.value),
+    [2, 4],
+  );
+  assert.equal(totals(votes(store))[0].wins[0], 1);
+  const back = new Conversations(store).get(conversation.id);
+  assert.deepEqual(
+    back.turns[0].answer.care,
+    { category: "suicide", follow_up: "f" },
+    "numbers never come from a file",
+  );
+});
+
+test("what is no export is refused, and broken entries are left out", () => {
+  const store = new Store(storage());
+  for (const text of ["{", "null", "[]", '{"format":"eyas-page","version":2}'])
+    assert.throws(() => restore(store, text), NotAnExport);
+  const bad = {
+    format: "eyas-page",
+    version: 1,
+    conversations: [{ id: 1 }, { id: "x", updated: "u", turns: [{ id: "t", question: "q", answer: { text: 5 } }] }],
+    mood: [{ id: "m", at: "x" }],
+    scores: "no",
+    votes: [{ models: ["a"] }, { models: ["a", "b"], preferred: "c" }],
+  };
+  assert.equal(restore(store, JSON.stringify(bad)), 0);
+  assert.deepEqual(store.keys(), []);
 });
 
 test("votes count for the model, whatever side it was on", () => {

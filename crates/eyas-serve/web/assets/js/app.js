@@ -49,6 +49,11 @@ export class App {
     }
   }
 
+  /** Something in the store was changed from elsewhere: whoever shows it draws it again. */
+  settle() {
+    document.dispatchEvent(new CustomEvent("eyas:stored"));
+  }
+
   /** What was agreed to; a new text of the operator is a new question. */
   get agreement() {
     return `1:${this.page.storage?.enabled ? this.page.storage.consent_id : ""}`;

@@ -23,6 +23,7 @@ export class CheckIn {
     this.form = h("div", { hidden: true });
     root.append(this.overview, this.form);
     document.addEventListener("eyas:language", () => this.load());
+    document.addEventListener("eyas:stored", () => this.drawHistory());
     loadCss("check_in").then(() => this.load());
   }
 
@@ -61,6 +62,7 @@ export class CheckIn {
   }
 
   drawHistory() {
+    if (!this.history) return;
     recordsView(this.app, this.records, this.questionnaires, this.history);
   }
 

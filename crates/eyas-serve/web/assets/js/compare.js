@@ -22,7 +22,7 @@ export class Compare {
     /** @type {AbortController | null} */
     this.running = null;
     loadCss("compare").then(() => this.draw());
-    document.addEventListener("eyas:language", () => this.drawTotals());
+    for (const event of ["eyas:language", "eyas:stored"]) document.addEventListener(event, () => this.drawTotals());
     document.addEventListener("eyas:acknowledged", () => this.refresh());
   }
 

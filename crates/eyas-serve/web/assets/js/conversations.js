@@ -52,13 +52,20 @@ export class Conversations {
 }
 
 /** @param {any} value @returns {value is Conversation} */
-function isConversation(value) {
+export function isConversation(value) {
   return (
     typeof value?.id === "string" &&
     typeof value.updated === "string" &&
     Array.isArray(value.turns) &&
-    value.turns.every((turn) => typeof turn?.question === "string" && typeof turn.id === "string")
+    value.turns.every(isTurn)
   );
+}
+
+/** @param {any} turn */
+function isTurn(turn) {
+  const answer = turn?.answer ?? null;
+  const known = answer === null || (typeof answer.text === "string" && typeof answer.model === "string");
+  return known && typeof turn?.id === "string" && typeof turn.question === "string";
 }
 
 /** A conversation's name: its first question, shortened. @param {Conversation} conversation */

@@ -4,7 +4,9 @@
 import { confirm, openDialog } from "./dialogs.js";
 import { h, iconButton } from "./dom.js";
 import { asMarkdown, download, everything, fileName } from "./export.js";
-import { t } from "./i18n.js";
+import { say, t } from "./i18n.js";
+import { NotAnExport, restore } from "./restore.js";
+import { StorageFull } from "./store.js";
 
 /** @param {import("./app.js").App} app */
 export function openData(app) {
@@ -29,6 +31,7 @@ export function openData(app) {
       iconButton("button", "save", "data.json", { on: { click: json } }),
       iconButton("button", "save", "data.markdown", { disabled: !counts.conversations, on: { click: markdown } }),
     ),
+    restoring(app),
     h("p.soft", { say: "data.clear_text" }),
     h(
       "div.row",
@@ -36,6 +39,25 @@ export function openData(app) {
       iconButton("button.danger", "trash", "data.clear", { id: "clear", on: { click: () => clear(app) } }),
     ),
   ]);
+}
+
+/** A choice of a file that was exported. @param {import("./app.js").App} app */
+function restoring(app) {
+  const said = h("p", { role: "status" });
+  const input = h("input", { type: "file", id: "restore", accept: "application/json,.json" });
+  input.addEventListener("change", async () => {
+    const file = input.files[0];
+    if (!file) return;
+    try {
+      say(said, "data.restored", { count: restore(app.store, await file.text()) });
+      app.settle();
+    } catch (error) {
+      if (!(error instanceof NotAnExport || error instanceof StorageFull)) throw error;
+      say(said, error instanceof StorageFull ? "storage.full" : "data.not_an_export");
+    }
+    input.value = "";
+  });
+  return h("div.restore", {}, h("label", { for: "restore", say: "data.restore" }), input, said);
 }
 
 /** @param {import("./app.js").App} app */

@@ -16,12 +16,12 @@ export class Records {
 
   /** Oldest first. @returns {Mood[]} */
   moods() {
-    return list(this.store, "mood").filter((m) => MOODS.includes(m.value));
+    return list(this.store, "mood").filter(isMood);
   }
 
   /** @returns {Score[]} */
   scores() {
-    return list(this.store, "scores").filter((s) => typeof s.score === "number" && typeof s.questionnaire === "string");
+    return list(this.store, "scores").filter(isScore);
   }
 
   /** @param {number} value @param {string} note */
@@ -53,11 +53,28 @@ export class Records {
   }
 }
 
-/** @param {import("./store.js").Store} store @param {string} key @returns {any[]} */
+/** @param {any} record @returns {record is Mood} */
+export function isMood(record) {
+  return isRecord(record) && MOODS.includes(record.value) && typeof record.note === "string";
+}
+
+/** @param {any} record @returns {record is Score} */
+export function isScore(record) {
+  const { score, highest, questionnaire, band } = record ?? {};
+  const texts = typeof questionnaire === "string" && typeof band === "string";
+  return (
+    isRecord(record) && texts && Number.isFinite(score) && Number.isFinite(highest) && score >= 0 && score <= highest
+  );
+}
+
+/** @param {any} record */
+function isRecord(record) {
+  return typeof record?.id === "string" && !Number.isNaN(Date.parse(record.at));
+}
+
+/** Oldest first. @param {import("./store.js").Store} store @param {string} key @returns {any[]} */
 function list(store, key) {
   const found = store.get(key, []);
   if (!Array.isArray(found)) return [];
-  return found
-    .filter((r) => typeof r?.id === "string" && !Number.isNaN(Date.parse(r.at)))
-    .sort((a, b) => Date.parse(a.at) - Date.parse(b.at));
+  return found.filter(isRecord).sort((a, b) => Date.parse(a.at) - Date.parse(b.at));
 }

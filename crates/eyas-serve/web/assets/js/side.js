@@ -52,7 +52,8 @@ export class Side {
       this.list(/** @type {CustomEvent} */ (event).detail.open),
     );
     // Another tab of this browser.
-    addEventListener("storage", () => this.list(this.current));
+    addEventListener("storage", () => app.settle());
+    document.addEventListener("eyas:stored", () => this.list(this.current));
     document.addEventListener("eyas:language", () => this.list(this.current));
     this.prepareDrawer();
   }

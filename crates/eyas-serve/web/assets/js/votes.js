@@ -10,7 +10,13 @@ const KEY = "votes";
 /** @param {import("./store.js").Store} store @returns {Vote[]} */
 export function votes(store) {
   const found = store.get(KEY, []);
-  return Array.isArray(found) ? found.filter((v) => Array.isArray(v?.models) && v.models.length === 2) : [];
+  return Array.isArray(found) ? found.filter(isVote) : [];
+}
+
+/** @param {any} vote @returns {vote is Vote} */
+export function isVote(vote) {
+  const { models, preferred } = vote ?? {};
+  return Array.isArray(models) && models.length === 2 && (preferred === null || models.includes(preferred));
 }
 
 /** @param {import("./store.js").Store} store @param {Omit<Vote, "at">} vote */

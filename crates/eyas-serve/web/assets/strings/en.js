@@ -173,6 +173,9 @@ export default {
     "Conversations: {conversations}. Moods: {moods}. Questionnaire scores: {scores}. Comparisons: {votes}.",
   "data.json": "Everything as JSON",
   "data.markdown": "Conversations as Markdown",
+  "data.restore": "Bring back what was exported as JSON",
+  "data.restored": "Brought back: {count}. What was here stays.",
+  "data.not_an_export": "This file is not an export of this page. Choose the JSON file.",
   "data.clear_text":
     "Clearing removes conversations, moods, scores, comparisons, settings and your acknowledgement from this browser.",
   "data.clear": "Clear everything",
