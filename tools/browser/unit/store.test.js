@@ -189,10 +189,7 @@ test("an export comes back beside what is there, once", () => {
   new Records(store).addMood(4, "here");
   assert.equal(restore(store, text), 4);
   assert.equal(restore(store, text), 0, "the second time nothing is new");
-  assert.deepEqual(
-    new Records(store).moods().map((m) => m.value),
-    [2, 4],
-  );
+  assert.deepEqual(new Set(new Records(store).moods().map((m) => m.value)), new Set([2, 4]));
   assert.equal(totals(votes(store))[0].wins[0], 1);
   const back = new Conversations(store).get(conversation.id);
   assert.deepEqual(
