@@ -125,7 +125,7 @@ impl Care {
         let mut guard = self.guard(question, language);
         let mut text = guard.push(answer);
         text.push_str(&guard.finish());
-        AnswerCheck::new(answer, text, guard.reasons().to_vec())
+        AnswerCheck::new(text, guard.reasons().to_vec())
     }
 
     /// The same for an answer that streams.

@@ -30,6 +30,7 @@ mod detector;
 mod error;
 mod helplines;
 mod injection;
+mod numbers;
 mod pattern;
 mod questionnaire;
 mod rules;

@@ -273,10 +273,18 @@ impl<'a> Matcher<'a> {
             Element::Not(all) => when(all.iter().all(|elements| self.ends(elements, at).is_empty()), at),
             Element::NotAfter(words) => when(at == 0 || !words.contains(&self.tokens[at - 1].text), at),
             Element::Gap { most, across } => {
+                // Commas and quotation marks cost nothing.
+                let mut left = *most;
                 next.push(at);
-                for to in at..(at + most).min(self.tokens.len()) {
-                    if self.tokens[to].is_stop() && !across {
+                for (to, token) in self.tokens.iter().enumerate().skip(at) {
+                    if token.is_stop() && !across {
                         break;
+                    }
+                    if !token.is_mark() {
+                        if left == 0 {
+                            break;
+                        }
+                        left -= 1;
                     }
                     next.push(to + 1);
                 }

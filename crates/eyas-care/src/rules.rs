@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use crate::answer::{AnswerEntry, AnswerRule, AnswerRules, Reason};
 use crate::care::ReminderPolicy;
 use crate::detector::{Detector, DetectorFile};
 use crate::error::{Result, rule_error};
 use crate::helplines::HelplineTable;
+use crate::numbers::{PhoneNumbers, PhoneNumbersEntry};
+use crate::pattern::{Matcher, Pattern};
 use crate::questionnaire;
 use crate::types::{Bilingual, Category};
 
@@ -23,6 +26,9 @@ const BUILTIN: [&str; 4] = [
 pub(crate) struct Rules {
     pub(crate) reminder_policy: ReminderPolicy,
     pub(crate) detector: Detector,
+    pub(crate) answers: AnswerRules,
+    pub(crate) phone_numbers: PhoneNumbers,
+    human_question: Vec<Pattern>,
     pub(crate) texts: Texts,
     pub(crate) helplines: HelplineTable,
     pub(crate) questionnaires: BTreeMap<String, questionnaire::Entry>,
@@ -32,6 +38,9 @@ pub(crate) struct Rules {
 #[serde(deny_unknown_fields)]
 struct Files {
     reminder_policy: ReminderPolicy,
+    answers: BTreeMap<Reason, AnswerEntry>,
+    phone_numbers: PhoneNumbersEntry,
+    human_question: HumanQuestion,
     texts: Texts,
     helplines: HelplineTable,
     questionnaire: BTreeMap<String, questionnaire::Entry>,
@@ -44,7 +53,7 @@ pub(crate) struct Texts {
     pub(crate) labels: Labels,
     pub(crate) response: BTreeMap<String, ResponseText>,
     pub(crate) reminder: Reminders,
-    pub(crate) replacement: BTreeMap<String, Bilingual>,
+    pub(crate) replacement: Replacements,
 }
 
 /// Headings inside an answer.
@@ -74,6 +83,38 @@ pub(crate) struct Reminders {
     pub(crate) long_session: Bilingual,
 }
 
+/// What stands in the place of what must not be shown.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Replacements {
+    diagnosis: Bilingual,
+    dose: Bilingual,
+    claims_human: Bilingual,
+    method: Bilingual,
+    encouragement: Bilingual,
+    pub(crate) phone_number: Bilingual,
+    pub(crate) emergency_number: Bilingual,
+}
+
+impl Replacements {
+    pub(crate) fn of(&self, reason: Reason) -> &Bilingual {
+        match reason {
+            Reason::Diagnosis => &self.diagnosis,
+            Reason::Dose => &self.dose,
+            Reason::ClaimsHuman => &self.claims_human,
+            Reason::Method => &self.method,
+            Reason::Encouragement => &self.encouragement,
+            Reason::PhoneNumber => &self.phone_number,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HumanQuestion {
+    patterns: Vec<String>,
+}
+
 impl Rules {
     pub(crate) fn load(operator: &str) -> Result<Self> {
         let mut merged = toml::Table::new();
@@ -93,9 +134,25 @@ impl Rules {
         for (id, entry) in &files.questionnaire {
             entry.check(id)?;
         }
+        let elsewhere = files.answers.values().flat_map(|entry| [&entry.patterns, &entry.unless, &entry.always]);
+        let elsewhere: Vec<_> = elsewhere.chain([&files.human_question.patterns]).flatten().cloned().collect();
+        let detector = detector.compile(&elsewhere)?;
+        let mut answers = AnswerRules::new();
+        for (reason, entry) in &files.answers {
+            let name = format!("{reason:?}").to_lowercase();
+            answers.insert(*reason, AnswerRule::compile(entry, &name, &detector)?);
+        }
+        let human_question = detector.classes.compile_all(
+            &files.human_question.patterns,
+            &detector.spelling,
+            "human_question.patterns",
+        )?;
         Ok(Self {
+            answers,
+            phone_numbers: PhoneNumbers::new(files.phone_numbers, files.helplines.numbers()),
+            human_question,
             reminder_policy: files.reminder_policy,
-            detector: detector.compile(&[])?,
+            detector,
             texts: files.texts,
             helplines: files.helplines,
             questionnaires: files.questionnaire,
@@ -103,7 +160,13 @@ impl Rules {
     }
 
     pub(crate) fn asks_if_human(&self, text: &str) -> bool {
-        text.to_lowercase().contains("are you human")
+        let tokens = self.detector.spelling.read(text);
+        Matcher::new(&self.detector.classes, &tokens).any(&self.human_question, |_| true)
+    }
+
+    /// Whether an answer begins with yes.
+    pub(crate) fn says_yes(&self, answer: &Matcher<'_>) -> bool {
+        answer.any(&self.detector.context.yes, |_| true)
     }
 }
 

@@ -30,6 +30,11 @@ impl Token {
         Self { text: text.into(), glued }
     }
 
+    /// The end of a sentence.
+    pub(crate) fn stop() -> Self {
+        Self::new(".", true)
+    }
+
     /// `.` or `?`: ends a sentence.
     pub(crate) fn is_stop(&self) -> bool {
         matches!(self.text.as_str(), "." | "?")

@@ -373,7 +373,7 @@ mod tests {
 
     #[test]
     fn slips_and_stretches() {
-        assert_eq!(read("kil myslef"), "kill myself");
+        assert_eq!(read("kiil myslef"), "kill myself");
         assert_eq!(read("suicde sucidal"), "suicide suicidal");
         assert_eq!(read("dieeeee"), "die");
         assert_eq!(read("wand"), "wand");

@@ -1,0 +1,231 @@
+//! The four files, and what an operator lays over them.
+
+use std::collections::BTreeSet;
+
+use eyas_care::{
+    Assessment, Care, Category, Concern, HelplineKind, Language, Questionnaire, Role, ScoreUnit, Turn, score,
+};
+
+fn concern(category: Category) -> Concern {
+    Concern { category, severity: 0.9, threshold: 0.5, matched: vec!["test".to_owned()] }
+}
+
+fn questionnaire(care: &Care, id: &str) -> Questionnaire {
+    care.questionnaires(Language::En).into_iter().find(|q| q.id == id).expect(id)
+}
+
+#[test]
+fn helplines_of_many_regions_emergency_first() {
+    let care = Care::builtin();
+    let regions = care.regions(Language::ZhHant);
+    assert!(regions.len() >= 30, "{} regions", regions.len());
+    let codes: BTreeSet<_> = regions.iter().map(|region| region.code.as_str()).collect();
+    assert_eq!(codes.len(), regions.len());
+    for region in &regions {
+        for language in [Language::En, Language::ZhHant] {
+            let lines = care.helplines(Some(&region.code), language);
+            assert_eq!(lines[0].kind, HelplineKind::Emergency, "{}", region.code);
+            assert!(lines[0].phone.is_some());
+            assert_eq!(lines[lines.len() - 1].kind, HelplineKind::Directory);
+            for line in lines {
+                assert!(line.source.starts_with("https://"), "{}: {}", region.code, line.name);
+                assert_eq!(line.checked.len(), "2025-01-01".len(), "{}: {}", region.code, line.name);
+                assert!(!line.hours.is_empty() && !line.name.is_empty());
+            }
+        }
+    }
+}
+
+#[test]
+fn known_numbers_are_right() {
+    let care = Care::builtin();
+    for (region, number) in [
+        ("US", "988"), ("ca", "988"), ("GB", "116 123"), ("AU", "13 11 14"), ("NZ", "1737"), ("TW", "1925"), ("HK", "2896 0000"),
+        ("SG", "1767"), ("DE", "0800 111 0 111"), ("FR", "3114"), ("AT", "142"), ("CH", "143"), ("NL", "113"), ("BE", "1813"),
+        ("ES", "024"), ("IN", "14416"), ("BR", "188"), ("JP", "0120-279-338"), ("KR", "109"),
+    ] {
+        let lines = care.helplines(Some(region), Language::En);
+        assert!(lines.iter().any(|line| line.phone.as_deref() == Some(number)), "{region}: {number}");
+    }
+}
+
+#[test]
+fn every_category_has_a_whole_answer() {
+    let care = Care::builtin();
+    for category in Category::ALL {
+        for language in [Language::En, Language::ZhHant] {
+            for region in [None, Some("TW"), Some("us"), Some("XX")] {
+                let answer = care.response(&concern(category), region, language);
+                assert!(!answer.text.contains('{'), "an unfilled place: {}", answer.text);
+                assert!(answer.text.contains(&answer.emergency));
+                assert!(answer.text.contains(&answer.follow_up));
+                assert!(answer.grounding.iter().all(|step| answer.text.contains(step)));
+                assert!(answer.helplines.iter().all(|line| answer.text.contains(&line.name)));
+                assert!(!answer.helplines.is_empty());
+                serde_json::to_string(&answer).expect("JSON");
+            }
+        }
+    }
+    let poison = care.response(&concern(Category::Overdose), Some("US"), Language::En).helplines;
+    assert_eq!(poison[0].kind, HelplineKind::Emergency);
+    assert_eq!(poison[1].kind, HelplineKind::Poison);
+}
+
+/// What is fixed must pass the checks that a model's answer has to pass, but for the numbers.
+#[test]
+fn fixed_words_pass_the_checks() {
+    let care = Care::builtin();
+    for category in Category::ALL {
+        for language in [Language::En, Language::ZhHant] {
+            let text = care.response(&concern(category), None, language).text;
+            let check = care.check_answer("", &text, language);
+            let shown = check.text(&text);
+            assert!(shown.contains(&text[text.len() - 20..]) || shown.len() * 10 > text.len() * 9, "{category:?} {shown}");
+        }
+    }
+}
+
+#[test]
+fn phq_9() {
+    let care = Care::builtin();
+    let phq = questionnaire(&care, "phq-9");
+    assert_eq!((phq.items.len(), phq.options.len()), (9, 4));
+    for (answers, total, band) in [
+        ([0, 0, 0, 0, 0, 0, 0, 0, 0], 0, "Minimal"),
+        ([1, 1, 1, 1, 0, 0, 0, 0, 0], 4, "Minimal"),
+        ([1, 1, 1, 1, 1, 0, 0, 0, 0], 5, "Mild"),
+        ([3, 3, 3, 0, 0, 0, 0, 0, 0], 9, "Mild"),
+        ([3, 3, 3, 1, 0, 0, 0, 0, 0], 10, "Moderate"),
+        ([3, 3, 3, 3, 2, 0, 0, 0, 0], 14, "Moderate"),
+        ([3, 3, 3, 3, 3, 0, 0, 0, 0], 15, "Moderately severe"),
+        ([3, 3, 3, 3, 3, 3, 1, 0, 0], 19, "Moderately severe"),
+        ([3, 3, 3, 3, 3, 3, 2, 0, 0], 20, "Severe"),
+        ([3, 3, 3, 3, 3, 3, 3, 3, 3], 27, "Severe"),
+    ] {
+        let score = score(&phq, &answers).expect("fitting answers");
+        assert_eq!((score.total, score.band.as_str()), (total, band));
+        assert_eq!(score.percentage, None);
+    }
+    let quiet = score(&phq, &[1, 1, 0, 0, 0, 0, 0, 0, 0]).expect("fitting answers");
+    let ninth = score(&phq, &[0, 0, 0, 0, 0, 0, 0, 0, 1]).expect("fitting answers");
+    assert!(!quiet.shows_help && ninth.shows_help);
+    assert!(ninth.text.starts_with("You answered"), "{}", ninth.text);
+}
+
+#[test]
+fn gad_7_and_who_5() {
+    let care = Care::builtin();
+    let gad = questionnaire(&care, "gad-7");
+    for (answers, band) in [
+        ([1, 1, 1, 1, 0, 0, 0], "Minimal"),
+        ([1, 1, 1, 1, 1, 0, 0], "Mild"),
+        ([3, 3, 3, 1, 0, 0, 0], "Moderate"),
+        ([3, 3, 3, 3, 3, 0, 0], "Severe"),
+    ] {
+        assert_eq!(score(&gad, &answers).expect("fitting answers").band, band);
+    }
+    let who = questionnaire(&care, "who-5");
+    assert_eq!(who.unit, ScoreUnit::Percentage);
+    for (answers, percentage, band) in
+        [([5, 5, 5, 5, 5], 100, "Good"), ([3, 3, 3, 2, 2], 52, "Good"), ([3, 3, 2, 2, 2], 48, "Low"), ([1, 1, 1, 2, 2], 28, "Very low")]
+    {
+        let score = score(&who, &answers).expect("fitting answers");
+        assert_eq!((score.percentage, score.band.as_str()), (Some(percentage), band));
+    }
+}
+
+#[test]
+fn answers_that_do_not_fit_are_refused() {
+    let gad = questionnaire(&Care::builtin(), "gad-7");
+    let error = score(&gad, &[0; 6]).expect_err("one is missing").to_string();
+    assert!(error.contains("gad-7") && error.contains("7 items"), "{error}");
+    let error = score(&gad, &[0, 0, 9, 0, 0, 0, 0]).expect_err("too high").to_string();
+    assert!(error.contains("answer 3 is 9"), "{error}");
+}
+
+/// The page scores from the JSON alone.
+#[test]
+fn the_json_of_a_questionnaire_holds_what_scoring_needs() {
+    for language in [Language::En, Language::ZhHant] {
+        for questionnaire in Care::builtin().questionnaires(language) {
+            let json = serde_json::to_value(&questionnaire).expect("JSON");
+            for key in ["items", "options", "factor", "unit", "bands", "help_items", "help_text", "note", "source", "licence"] {
+                assert!(json.get(key).is_some(), "{key}");
+            }
+            let ends: Vec<_> = json["bands"].as_array().expect("bands").iter().map(|band| band["to"].as_u64()).collect();
+            assert!(ends.is_sorted());
+        }
+    }
+}
+
+#[test]
+fn an_operator_changes_single_keys() {
+    let care = Care::from_toml(
+        r#"
+        [thresholds]
+        violence = 2.0
+        [rules.wish_to_die]
+        off = true
+        [rules.our_phrase]
+        category = "self_harm"
+        weight = 0.9
+        patterns = ["red butterfly ~2 tonight"]
+        [helplines.region.XX]
+        name = { en = "Nowhere", zh-Hant = "無處" }
+        emergency = [{ number = "1" }]
+        emergency_source = "https://example.org"
+        "#,
+    )
+    .expect("a valid overlay");
+    let assess = |text: &str| care.assess(&[Turn { role: Role::User, text }]);
+    assert_eq!(assess("the red butterfly is here tonight").concern.map(|c| c.category), Some(Category::SelfHarm));
+    assert_eq!(assess("I am going to kill him").concern, None);
+    assert!(assess("I want to die").scores.iter().all(|score| !score.matched.contains(&"wish_to_die".to_owned())));
+    assert!(care.regions(Language::En).iter().any(|region| region.name == "Nowhere"));
+    assert_eq!(care.helplines(Some("xx"), Language::En)[0].phone.as_deref(), Some("1"));
+}
+
+#[test]
+fn mistakes_of_an_operator_are_named() {
+    for (text, part) in [
+        ("x = [", "TOML"),
+        ("nonsense = 1", "nonsense"),
+        ("[thresholds]\nsuicide = 0.0", "thresholds.suicide"),
+        ("[rules.a]\ncategory = \"suicide\"\nweight = 3.0\npatterns = []", "rules.a.weight"),
+        ("[rules.a]\ncategory = \"suicide\"\nweight = 0.3\npatterns = [\"die @nobody_here\"]", "nobody_here"),
+        ("[helplines.region.xx]\nname = { en = \"a\", zh-Hant = \"b\" }\nemergency = []\nemergency_source = \"https://a.b\"", "helplines.region.xx"),
+        ("[questionnaire.phq-9]\nhelp_items = [9]", "help_items"),
+        ("[lower.past]\nspares = [\"no_rule\"]", "no_rule"),
+    ] {
+        let error = Care::from_toml(text).expect_err(text).to_string();
+        assert!(error.contains(part), "{error}");
+    }
+    let error = Care::from_file("/no/such/care.toml").expect_err("no file").to_string();
+    assert!(error.contains("/no/such/care.toml"), "{error}");
+}
+
+#[test]
+fn files_are_read_from_disk() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("care.toml");
+    std::fs::write(&path, "[reminder_policy]\nturns = 3\n").expect("written");
+    assert_eq!(Care::from_file(&path).expect("valid").reminder_policy().turns, 3);
+}
+
+#[test]
+fn answers_to_the_programs_own_question_count() {
+    let care = Care::builtin();
+    let after = |question, answer| care.assess(&[Turn::assistant(question), Turn::user(answer)]).concern.map(|c| c.category);
+    assert_eq!(after("Are you thinking about suicide?", "yes"), Some(Category::Suicide));
+    assert_eq!(after("你是不是想結束生命?", "嗯"), Some(Category::Suicide));
+    assert_eq!(after("Are you safe right now?", "no"), Some(Category::Suicide));
+    assert_eq!(after("Are you thinking about suicide?", "no, not at all"), None);
+    assert_eq!(after("Do you like tea?", "yes"), None);
+    assert_eq!(care.assess(&[]), Assessment::default());
+}
+
+#[test]
+fn care_is_shared_between_threads() {
+    fn shared<T: Clone + Send + Sync + 'static>(_: &T) {}
+    shared(&Care::builtin());
+}
