@@ -44,8 +44,33 @@ for (const look of LOOKS) {
       await page.waitForSelector("dialog .settings");
       await site.checkAccess();
       await site.shot(name("7-settings"));
+      await page.keyboard.press("Escape");
+      await page.click("#data");
+      await page.waitForSelector("dialog .restore");
+      await site.checkAccess();
+      await site.shot(name("7-data"));
+      await page.click("#clear");
+      await site.shot(name("7-clear"));
     },
     { ...look, begun: false },
+  );
+
+  onSizes(
+    `waiting, trouble and editing look right: ${name("")}`,
+    async (site) => {
+      const { page } = site;
+      await site.ask("busy", false);
+      await page.waitForSelector(".trouble button");
+      await site.ask("silent", false);
+      await page.waitForSelector(".waiting");
+      await site.checkAccess();
+      await site.shot(name("12-waiting"));
+      await page.click("#view-talk [data-say-aria-label='composer.stop']");
+      await page.locator(".question button").last().click();
+      await site.checkAccess();
+      await site.shot(name("13-editing"));
+    },
+    { ...look, errors: /Failed to load resource/ },
   );
 
   onSizes(

@@ -296,7 +296,7 @@ onSizes("text twice as large still fits", async (site) => {
   for (const view of ["talk", "compare", "check-in"]) {
     await site.view(view);
     await page.waitForSelector(`#view-${view} h1, #view-${view} .turn`);
-    const wide = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+    const wide = (await page.evaluate(() => document.documentElement.scrollWidth)) - page.viewportSize().width;
     assert.ok(wide <= 0, `${view} is ${wide} px too wide`);
   }
 });

@@ -44,7 +44,8 @@ export function openData(app) {
 /** A choice of a file that was exported. @param {import("./app.js").App} app */
 function restoring(app) {
   const said = h("p", { role: "status" });
-  const input = h("input", { type: "file", id: "restore", accept: "application/json,.json" });
+  // The browser's own control speaks the browser's language, not the page's.
+  const input = h("input", { type: "file", id: "restore", accept: "application/json,.json", hidden: true });
   input.addEventListener("change", async () => {
     const file = input.files[0];
     if (!file) return;
@@ -57,7 +58,8 @@ function restoring(app) {
     }
     input.value = "";
   });
-  return h("div.restore", {}, h("label", { for: "restore", say: "data.restore" }), input, said);
+  const choose = iconButton("button", "retry", "data.restore", { on: { click: () => input.click() } });
+  return h("div.restore", {}, h("div.row", {}, choose), input, said);
 }
 
 /** @param {import("./app.js").App} app */
