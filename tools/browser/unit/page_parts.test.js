@@ -17,6 +17,8 @@ test("numbers as they are printed become numbers to call", () => {
     "1-800-273-8255": "tel:18002738255",
     "+44 (0)20 7946 0000": "tel:+442079460000",
     "(02) 2389-2222": "tel:0223892222",
+    "*4141": "tel:*4141",
+    "800-HOPE (800 4673)": "tel:8004673",
   };
   for (const [printed, url] of Object.entries(cases)) assert.equal(telUrl(printed), url);
 });

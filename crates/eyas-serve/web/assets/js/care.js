@@ -83,10 +83,15 @@ export function regionOf(tags) {
   return "";
 }
 
-/** The address that calls a number, from the way it is printed; null where it is not one number. @param {string} phone */
+/**
+ * The address that calls a number, from the way it is printed; null where it is not one number. Of a number in letters,
+ * the digits in brackets behind it are taken.
+ * @param {string} phone
+ */
 export function telUrl(phone) {
-  const digits = phone.replace(/\(0\)/g, "").replace(/[\s().\-–‑]/g, "");
-  return /^\+?\d{2,15}$/.test(digits) ? `tel:${digits}` : null;
+  const printed = /^[\dA-Z\s-]*[A-Z][\dA-Z\s-]*\(([\d\s-]+)\)$/.exec(phone)?.[1] ?? phone;
+  const digits = printed.replace(/\(0\)/g, "").replace(/[\s().\-\u2010-\u2013]/g, "");
+  return /^(\+?\d{2,15}|\*\d{2,6})$/.test(digits) ? `tel:${digits}` : null;
 }
 
 /**
