@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use eyas_serve::fake::{self, FakeEngine};
-use eyas_serve::{Config, serve, server};
+use eyas_serve::{CareMode, Config, serve, server};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (mut port, mut delay_ms, mut slots, mut config) = (8081, 20, 8, Config::default());
@@ -19,6 +19,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "--slots" => slots = value.parse()?,
             "--max-queue" => config.limits.max_queue = value.parse()?,
             "--max-connections" => config.limits.max_connections = value.parse()?,
+            "--care" => {
+                config.care.mode = match value.as_str() {
+                    "on" => CareMode::On,
+                    "off" => CareMode::Off,
+                    "strict" => CareMode::Strict,
+                    _ => return Err(format!("--care {value}: on, off or strict").into()),
+                }
+            }
             "--api-key" => config.api_key = Some(value),
             _ => return Err(format!("{name} is not known").into()),
         }

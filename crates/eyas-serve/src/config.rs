@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::care::CareSettings;
 use crate::storage::Storage;
+use crate::{Error, Result};
 
 /// How the server behaves.
 #[derive(Debug)]
@@ -45,6 +46,40 @@ impl Default for Config {
 impl Config {
     /// The names of this machine for itself.
     pub const LOOPBACK_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
+
+    /// Checks what would otherwise be noticed when it is too late.
+    pub(crate) fn validate(&self) -> Result<()> {
+        for origin in self.cors_origins.iter().filter(|origin| *origin != "*") {
+            let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+            let is_origin = |host: &str| !host.is_empty() && !host.contains(['/', '*', ' ', '@', '?', '#']);
+            if !host.is_some_and(is_origin) || !origin.is_ascii() {
+                return Err(Error::Config(format!(
+                    "{origin:?} is no origin; one is a scheme, a host and perhaps a port, such as https://example.org"
+                )));
+            }
+        }
+        if self
+            .api_key
+            .as_ref()
+            .is_some_and(|key| key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()))
+        {
+            return Err(Error::Config(
+                "the API key must be of visible ASCII characters, at least one".into(),
+            ));
+        }
+        let limits = &self.limits;
+        for (name, value) in [
+            ("max_body", limits.max_body),
+            ("max_queue", limits.max_queue),
+            ("max_sequences", limits.max_sequences),
+            ("max_connections", limits.max_connections),
+        ] {
+            if value == 0 {
+                return Err(Error::Config(format!("{name} is 0; nothing could be served")));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// How much the server takes on.
@@ -77,5 +112,31 @@ impl Default for Limits {
             body_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(30),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_scheme_host_and_port() {
+        let valid = |origin: &str| {
+            Config { cors_origins: vec![origin.into()], ..Config::default() }.validate().is_ok()
+        };
+        for origin in ["*", "https://example.org", "http://localhost:3000"] {
+            assert!(valid(origin), "{origin}");
+        }
+        for origin in ["example.org", "https://", "https://example.org/", "https://*.example.org", "null", ""]
+        {
+            assert!(!valid(origin), "{origin}");
+        }
+    }
+
+    #[test]
+    fn a_key_can_be_sent() {
+        let valid = |key: &str| Config { api_key: Some(key.into()), ..Config::default() }.validate().is_ok();
+        assert!(valid("sk-123"));
+        assert!(!valid("") && !valid("two words") && !valid("schlüssel"));
     }
 }

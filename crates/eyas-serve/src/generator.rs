@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use eyas_backend::Backend;
-use eyas_generate::{AdapterId, Generator, Request, Result, SequenceId, TextEvent};
+use eyas_generate::{AdapterId, Error, Generator, Request, Result, SequenceId, TextEvent};
 
 use crate::answerer::{Answerer, Ask, Said, Ticket};
 
@@ -29,10 +29,13 @@ impl<B: Backend> Answerer for EngineAnswerer<'_, B> {
     }
 
     fn submit(&mut self, ticket: Ticket, ask: Ask) -> Result<()> {
+        let Some(&adapter) = self.adapters.get(ask.model) else {
+            return Err(Error::Prompt(format!("model {} of the server is not in the engine", ask.model)));
+        };
         let request = Request {
             stream: ask.stream,
             prompt_logprobs: ask.prompt_logprobs,
-            ..Request::new(ask.prompt, ask.params, self.adapters[ask.model])
+            ..Request::new(ask.prompt, ask.params, adapter)
         };
         let id = self.generator.submit(request)?;
         self.tickets.insert(id, ticket);

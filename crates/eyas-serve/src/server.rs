@@ -24,7 +24,7 @@ pub type Stop = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 /// Then nothing new is taken, running answers have [`Config::grace`] to end, and what is left is cut off with an error.
 ///
 /// # Errors
-/// When the address cannot be listened on, or the system gives no threads.
+/// When a setting cannot be served with, the address cannot be listened on, or the system gives no threads.
 pub fn serve(
     config: Config,
     models: Models,
@@ -33,6 +33,7 @@ pub fn serve(
     stop: Stop,
     on_ready: impl FnOnce(SocketAddr),
 ) -> Result<()> {
+    config.validate()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let listener =
         runtime.block_on(TcpListener::bind(address)).map_err(|source| Error::Bind { address, source })?;
