@@ -34,6 +34,8 @@ impl Default for CareSettings {
 
 /// Turns that are read beside the last one.
 const RECENT: usize = 10;
+/// Bytes of an earlier turn that is read.
+const MOST_BYTES: usize = 64 << 10;
 
 impl CareSettings {
     /// The fixed answer where the last turns give cause for concern.
@@ -52,7 +54,12 @@ impl CareSettings {
             })
             .collect();
         let recent = &spoken[spoken.len().saturating_sub(RECENT)..];
-        let concern = self.care.assess(recent).concern?;
+        // Earlier turns may be of any length; the last one was checked.
+        let readable =
+            |&(place, turn): &(usize, &Turn<'_>)| place + 1 == recent.len() || turn.text.len() <= MOST_BYTES;
+        let recent: Vec<Turn<'_>> =
+            recent.iter().enumerate().filter(readable).map(|(_, turn)| *turn).collect();
+        let concern = self.care.assess(&recent).concern?;
         Some(self.care.response(&concern, region, language))
     }
 

@@ -6,6 +6,23 @@ use eyas_generate::{ChatSession, Error as GenerateError, conversation::disarm};
 use crate::models::{Models, ServedModel};
 use crate::openai::ApiError;
 
+/// More bytes a token than any text has. What is longer cannot fit, and is not looked at: telling so by counting its
+/// tokens would take long.
+const MOST_BYTES: usize = 64;
+
+/// Refuses a conversation that cannot fit, whatever its tokens are. With `remember` only its last message must.
+pub(crate) fn check_length(models: &Models, turns: &[Turn], remember: Option<usize>) -> Result<(), ApiError> {
+    let last = turns.iter().rposition(|turn| turn.role == Role::User).unwrap_or(0);
+    let counted = if remember.is_some() { &turns[last..] } else { turns };
+    let bytes: usize = counted.iter().map(|turn| turn.content.len()).sum();
+    let positions = models.positions();
+    if bytes > positions.saturating_mul(MOST_BYTES) {
+        let reason = format!("{bytes} bytes of text do not fit into the context of {positions} tokens");
+        return Err(ApiError::context("messages", reason));
+    }
+    Ok(())
+}
+
 /// The prompt of a conversation. Turn markers and special tokens in what people and models wrote are broken up, so that
 /// only the format itself makes turns.
 ///
@@ -18,19 +35,18 @@ pub(crate) fn chat(
     remember: Option<usize>,
     answer: usize,
 ) -> Result<Vec<u32>, ApiError> {
-    let markers: Vec<&str> = models.markers().iter().map(String::as_str).collect();
-    // The first sees through disguises; the second leaves no marker that the tokenizer would take for one.
-    let safe = |text: &str| disarm(&eyas_care::sanitize_turn(text, &markers), models.markers());
-    let turns: Vec<Turn> = turns.iter().map(|turn| Turn::new(turn.role, safe(&turn.content))).collect();
+    check_length(models, turns, remember)?;
     let positions = models.positions();
     match remember {
         Some(memory) => {
             let room = positions - answer.min(positions / 2);
-            let (session, question) = session(model, &turns, memory);
+            let (session, question) = session(models, model, turns, memory);
             let prompt = session.prompt(&question, models.tokenizer(), room).map_err(refused)?;
             Ok(prompt.ids)
         }
         None => {
+            let turns: Vec<Turn> =
+                turns.iter().map(|turn| Turn::new(turn.role, safe(models, &turn.content))).collect();
             let text = model.format.prompt(&turns).map_err(|error| ApiError::invalid("messages", error))?;
             let ids = models.tokenizer().encode(&text, !model.format.adds_special_tokens());
             ids.map_err(|error| ApiError::invalid("messages", error))
@@ -38,8 +54,15 @@ pub(crate) fn chat(
     }
 }
 
+/// A text that can forge nothing.
+fn safe(models: &Models, text: &str) -> String {
+    let markers: Vec<&str> = models.markers().iter().map(String::as_str).collect();
+    // The first sees through disguises; the second leaves no marker that the tokenizer would take for one.
+    disarm(&eyas_care::sanitize_turn(text, &markers), models.markers())
+}
+
 /// The conversation as the recipe's memory keeps it: what a person says in several messages is one question.
-fn session(model: &ServedModel, turns: &[Turn], memory: usize) -> (ChatSession, String) {
+fn session(models: &Models, model: &ServedModel, turns: &[Turn], memory: usize) -> (ChatSession, String) {
     let mut session = ChatSession::new(model.format.clone()).with_memory(memory);
     let system: Vec<&str> = turns
         .iter()
@@ -47,8 +70,9 @@ fn session(model: &ServedModel, turns: &[Turn], memory: usize) -> (ChatSession, 
         .map(|turn| turn.content.as_str())
         .collect();
     if !system.is_empty() {
-        session = session.with_system(system.join("\n"));
+        session = session.with_system(safe(models, &system.join("\n")));
     }
+    let mut exchanges: Vec<(String, &str)> = Vec::new();
     let mut question: Vec<&str> = Vec::new();
     for turn in turns {
         match turn.role {
@@ -56,12 +80,19 @@ fn session(model: &ServedModel, turns: &[Turn], memory: usize) -> (ChatSession, 
             Role::User | Role::Tool => question.push(&turn.content),
             Role::Assistant if question.is_empty() => {}
             Role::Assistant => {
-                session.remember(question.join("\n"), turn.content.as_str());
+                exchanges.push((question.join("\n"), &turn.content));
                 question.clear();
             }
         }
     }
-    (session, question.join("\n"))
+    // The newest that are remembered, as far as they can fit.
+    let most = models.positions().saturating_mul(MOST_BYTES);
+    let newest = exchanges.iter().rev().take(memory / 2);
+    let fitting = newest.take_while(|(question, answer)| question.len() + answer.len() <= most).count();
+    for (question, answer) in &exchanges[exchanges.len() - fitting..] {
+        session.remember(safe(models, question), safe(models, answer));
+    }
+    (session, safe(models, &question.join("\n")))
 }
 
 fn refused(error: GenerateError) -> ApiError {

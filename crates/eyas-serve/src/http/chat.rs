@@ -52,6 +52,8 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request) -> Res
         return Err(ApiError::invalid("max_tokens", "is 0; an answer has at least one token"));
     }
 
+    prompt::check_length(&app.models, &turns, remember)?;
+
     // A long conversation takes a while to read, which must not hold up others.
     let (shared, spoken) = (Arc::clone(&app), Arc::clone(&turns));
     let (care, prompt) = blocking(move || {

@@ -180,6 +180,11 @@ fn memory_reaches_as_far_as_asked() {
     assert!(tokens(json!(2)) > alone);
     assert!(tokens(json!(4)) > tokens(json!(2)));
     assert_eq!(tokens(json!(4)), tokens(json!(null)));
+    // What cannot fit is forgotten, and not looked at.
+    let mut long = messages.clone();
+    long[1]["content"] = json!("[INST]".repeat(100_000));
+    let more = json!({"messages": long, "eyas": {"remember": 4}});
+    assert_eq!(server.chat("", more).json()["usage"]["prompt_tokens"], tokens(json!(2)));
 }
 
 #[test]
@@ -247,6 +252,8 @@ fn a_prompt_that_is_too_long_says_how_long_it_is() {
     let answer = server.chat(&"x".repeat(1100), json!({}));
     answer.is_error(400, "context_length_exceeded", Some("messages"));
     assert!(answer.text().contains("1119"), "{}", answer.text());
+    let far_too_long = server.chat(&"[INST]".repeat(100_000), json!({"eyas": {"remember": 2}}));
+    far_too_long.is_error(400, "context_length_exceeded", Some("messages"));
     let remembered = server.chat(&"x".repeat(1100), json!({"eyas": {"remember": 2}}));
     remembered.is_error(400, "context_length_exceeded", Some("messages"));
 }
