@@ -104,12 +104,16 @@ impl AnswerRule {
         })
     }
 
-    fn fails(&self, matcher: &Matcher<'_>) -> bool {
-        if matcher.any(&self.always, |_| true) {
+    /// Whether something ends behind `from` that must not be said.
+    fn fails(&self, matcher: &Matcher<'_>, from: usize) -> bool {
+        if matcher.any(&self.always, |span| span.end > from) {
             return true;
         }
         let unless: Vec<Span> = matcher.find_longest(&self.unless);
         matcher.any(&self.patterns, |span| {
+            if span.end <= from {
+                return false;
+            }
             let start = matcher.tokens[..span.start].iter().rposition(Token::is_stop).map_or(0, |at| at + 1);
             !unless.iter().any(|found| found.start >= start && found.start < span.end)
         })
@@ -132,7 +136,7 @@ pub struct AnswerGuard {
     asked_if_human: bool,
     held: String,
     /// The last sentence as the model wrote it, for what spans two.
-    last: String,
+    last: Vec<Token>,
     reasons: Vec<Reason>,
     stopped: bool,
 }
@@ -145,7 +149,7 @@ impl AnswerGuard {
             language,
             asked_if_human,
             held: String::new(),
-            last: String::new(),
+            last: Vec::new(),
             reasons: Vec::new(),
             stopped: false,
         }
@@ -190,7 +194,6 @@ impl AnswerGuard {
         let rules = Arc::clone(&self.rules);
         let texts = &rules.texts.replacement;
         let failed = self.failed_rule(&rules, sentence);
-        self.last = sentence.to_owned();
         if let Some((reason, whole_answer)) = failed {
             let first = self.note(reason);
             let lead = sentence.len() - sentence.trim_start().len();
@@ -216,23 +219,23 @@ impl AnswerGuard {
         }
     }
 
-    fn failed_rule(&self, rules: &Rules, sentence: &str) -> Option<(Reason, bool)> {
+    fn failed_rule(&mut self, rules: &Rules, sentence: &str) -> Option<(Reason, bool)> {
         let detector = &rules.detector;
-        let tokens = detector.spelling.read(sentence);
-        let matcher = Matcher::new(&detector.classes, &tokens);
-        // What the sentence before failed by is not held against this one.
-        let before = detector.spelling.read(&self.last);
-        let before_matcher = Matcher::new(&detector.classes, &before);
-        let joined = [before.clone(), vec![Token::stop()], tokens.clone()].concat();
-        let joined_matcher = Matcher::new(&detector.classes, &joined);
-        for (reason, rule) in &rules.answers {
-            if rule.fails(&matcher) || (rule.fails(&joined_matcher) && !rule.fails(&before_matcher)) {
-                return Some((*reason, rule.whole_answer));
-            }
+        let first = self.last.is_empty();
+        let mut tokens = std::mem::take(&mut self.last);
+        if !first {
+            tokens.push(Token::stop());
         }
-        let first = self.last.is_empty() && self.asked_if_human;
-        let agrees = first && rules.says_yes(&matcher);
-        agrees.then_some((Reason::ClaimsHuman, false))
+        let from = tokens.len();
+        tokens.extend(detector.spelling.read(sentence));
+        self.last = tokens[from..].to_vec();
+
+        let matcher = Matcher::new(&detector.classes, &tokens);
+        let failed = rules.answers.iter().find(|(_, rule)| rule.fails(&matcher, from));
+        if let Some((reason, rule)) = failed {
+            return Some((*reason, rule.whole_answer));
+        }
+        (first && self.asked_if_human && rules.says_yes(&matcher)).then_some((Reason::ClaimsHuman, false))
     }
 
     /// Remembers a reason; whether it is new.

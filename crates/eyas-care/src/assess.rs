@@ -48,13 +48,19 @@ struct Evidence {
 
 impl Evidence {
     fn add(&mut self, name: &str, weight: f32, lowered: &[&str]) {
-        let name = if lowered.is_empty() { name.to_owned() } else { format!("{name} ({})", lowered.join(", ")) };
+        let name =
+            if lowered.is_empty() { name.to_owned() } else { format!("{name} ({})", lowered.join(", ")) };
         let entry = self.rules.entry(name).or_insert((0.0, !lowered.is_empty()));
         entry.0 = entry.0.max(weight);
     }
 
     fn score(&self, counts: impl Fn(bool) -> bool) -> f32 {
-        1.0 - self.rules.values().filter(|(_, lowered)| counts(*lowered)).map(|(w, _)| 1.0 - w).product::<f32>()
+        1.0 - self
+            .rules
+            .values()
+            .filter(|(_, lowered)| counts(*lowered))
+            .map(|(w, _)| 1.0 - w)
+            .product::<f32>()
     }
 }
 
@@ -96,10 +102,7 @@ pub(crate) fn assess(detector: &Detector, turns: &[Turn<'_>]) -> Assessment {
     scores.sort_by(|a, b| {
         let reaches = |c: &Concern| c.severity >= c.threshold;
         let level = |c: &Concern| (c.severity * 10.0).round() as i32;
-        reaches(b)
-            .cmp(&reaches(a))
-            .then(level(b).cmp(&level(a)))
-            .then(a.category.cmp(&b.category))
+        reaches(b).cmp(&reaches(a)).then(level(b).cmp(&level(a))).then(a.category.cmp(&b.category))
     });
     let concern = scores.first().filter(|concern| concern.severity >= concern.threshold).cloned();
     Assessment { concern, scores }
@@ -130,7 +133,8 @@ fn answer_to_question(
     last: usize,
     found: &mut BTreeMap<Option<Category>, Evidence>,
 ) {
-    let Some(question) = last.checked_sub(1).map(|before| turns[before]).filter(|turn| turn.role == Role::Assistant)
+    let Some(question) =
+        last.checked_sub(1).map(|before| turns[before]).filter(|turn| turn.role == Role::Assistant)
     else {
         return;
     };
@@ -167,7 +171,6 @@ fn read(detector: &Detector, text: &str, in_context: bool) -> BTreeMap<Option<Ca
                     lowered.push(lower.name.as_str());
                 }
             }
-            if std::env::var_os("DBG").is_some() { eprintln!("DBG {} {:?} {weight} {lowered:?} {}", rule.name, category, tokens[span.start..span.end].iter().map(|t| t.text.as_str()).collect::<Vec<_>>().join(" ")); }
             let category = (!rule.needs_context).then_some(category);
             matches.push(Match { rule: &rule.name, category, span, weight, lowered });
         }
@@ -191,9 +194,10 @@ fn independent(mut matches: Vec<Match<'_>>) -> BTreeMap<Option<Category>, Eviden
     let mut found: BTreeMap<Option<Category>, Evidence> = BTreeMap::new();
     for m in matches {
         let overlaps = |span: &Span| span.start < m.span.end && m.span.start < span.end;
-        if used.iter().any(|(category, span, rule)| {
-            *category == m.category && (overlaps(span) || *rule == m.rule)
-        }) {
+        if used
+            .iter()
+            .any(|(category, span, rule)| *category == m.category && (overlaps(span) || *rule == m.rule))
+        {
             continue;
         }
         used.push((m.category, m.span, m.rule));
@@ -251,7 +255,7 @@ impl<'a> Reader<'a> {
         for span in matcher.find_longest(&subjects.blocks) {
             blocks[span.start..span.end].fill(true);
         }
-        let reported = matcher.find_longest(&subjects.reported);
+        let reported = subjects.reported.iter().flat_map(|pattern| matcher.find_all(pattern)).collect();
         let described = matcher.find_longest(&subjects.described);
         Self { matcher, persons, blocks, reported, described }
     }
@@ -298,7 +302,11 @@ impl<'a> Reader<'a> {
 
     /// Who a match without "me" is about: named before it in its clause, described by it ("想自殺的朋友"), or in it.
     fn subject(&self, span: Span) -> Option<Person> {
-        if self.described.iter().any(|described| described.start == span.end || described.start + 1 == span.end) {
+        if self
+            .described
+            .iter()
+            .any(|described| described.start == span.end || described.start + 1 == span.end)
+        {
             return Some(Person::Third);
         }
         self.before(span).or_else(|| self.persons[span.start..span.end].iter().flatten().next_back().copied())
@@ -351,7 +359,9 @@ impl<'a> Reader<'a> {
         }
         let between = found.end..span.start;
         !self.matcher.tokens[between.clone()].iter().any(Token::is_mark)
-            && !self.matcher.any(&lower.blockers, |block| block.start < between.end && block.end > between.start)
+            && !self
+                .matcher
+                .any(&lower.blockers, |block| block.start < between.end && block.end > between.start)
     }
 
     fn sentence(&self, span: Span) -> (usize, usize) {
@@ -361,4 +371,3 @@ impl<'a> Reader<'a> {
         (start, end)
     }
 }
-

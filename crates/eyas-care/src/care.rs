@@ -1,7 +1,7 @@
 //! [`Care`]: the four files, loaded, and everything that is asked of them.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -55,9 +55,12 @@ pub struct CareResponse {
 }
 
 impl Care {
-    /// The built-in files.
+    /// The built-in files, read once.
     pub fn builtin() -> Self {
-        Self::from_toml("").expect("the built-in files are valid: a test loads them")
+        static BUILTIN: LazyLock<Care> = LazyLock::new(|| {
+            Care::from_toml("").expect("the built-in files are valid: every test loads them")
+        });
+        BUILTIN.clone()
     }
 
     /// The built-in files with an operator's text laid over them: tables are merged key by key, all else is replaced. Any key

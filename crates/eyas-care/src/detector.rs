@@ -188,7 +188,10 @@ impl DetectorFile {
             &subjects.described,
         ];
         let context = [&self.context.asks, &self.context.yes, &self.context.unsafe_asks, &self.context.no];
-        let lower = self.lower.values().flat_map(|lower| [&lower.patterns, &lower.blockers, &lower.unless, &lower.near]);
+        let lower = self
+            .lower
+            .values()
+            .flat_map(|lower| [&lower.patterns, &lower.blockers, &lower.unless, &lower.near]);
         self.classes
             .values()
             .chain(self.idioms.values())

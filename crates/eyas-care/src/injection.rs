@@ -10,7 +10,7 @@ use regex::Regex;
 use unicode_normalization::UnicodeNormalization;
 use unicode_normalization::char::is_combining_mark;
 
-use crate::text::{fold_char, is_invisible};
+use crate::text::{fold_case, fold_char, is_invisible};
 
 /// Markers of common prompts and chat templates, over a text in plain letters without spaces.
 static MARKERS: LazyLock<Regex> = LazyLock::new(|| {
@@ -18,9 +18,10 @@ static MARKERS: LazyLock<Regex> = LazyLock::new(|| {
         bos|eos|pad|unk|mask|sep|cls|im_start|im_end|endoftext|start_of_turn|end_of_turn|start_header_id|end_header_id|\
         eot_id|end_of_text|begin_of_text|turn|prompt|question|answer|think)";
     let role = "(?:human|assistant|user|system|developer|chatbot|用户|使用者|人类|助手|助理|系统)";
-    let section = "(?:instruction|instructions|response|human|assistant|system|user|input|output|question|answer)";
+    let section =
+        "(?:instruction|instructions|response|human|assistant|system|user|input|output|question|answer)";
     let expression = format!(
-        r"<\||\|>|<</?{name}>>|</?{name}/?>:?|\[/?{name}\]:?|(?m:^)[#>*\-]*\**{role}\**:|(?m:^)#+{section}\**:"
+        r"<\||\|>|<</?{name}>>|<\n*/?{name}/?\n*>:?|\[/?{name}\]:?|(?m:^)[#>*\-]*\**{role}\**:|#{{2,}}{section}\**:"
     );
     Regex::new(&expression).expect("a valid expression")
 });
@@ -36,12 +37,12 @@ pub fn sanitize_turn(text: &str, markers: &[&str]) -> String {
     let own = own_markers(markers);
     let mut text = without_invisible(text);
     for _ in 0..PASSES {
-        match neutralise(&text, own.as_ref()) {
+        match neutralise(&text, own.as_ref(), false) {
             Some(changed) => text = changed,
             None => return text,
         }
     }
-    // Nested on purpose: without brackets nothing can be left over, except markers of letters alone.
+    // Nested on purpose: the brackets go, and what is a marker even so is deleted, which ends.
     text = text
         .chars()
         .map(|c| match fold_char(c.nfkc().next().unwrap_or(c)) {
@@ -52,7 +53,7 @@ pub fn sanitize_turn(text: &str, markers: &[&str]) -> String {
             _ => c,
         })
         .collect();
-    while let Some(changed) = neutralise(&text, own.as_ref()) {
+    while let Some(changed) = neutralise(&text, own.as_ref(), true) {
         text = changed;
     }
     text
@@ -87,8 +88,8 @@ impl Skeleton {
                 skeleton.push('\n', range);
                 continue;
             }
-            for c in std::iter::once(c).nfkd().flat_map(char::to_lowercase) {
-                let c = match fold_char(c) {
+            for c in std::iter::once(c).nfkd().flat_map(fold_case) {
+                let c = match c {
                     '‹' | '\u{3008}' | '⟨' | '❮' | '˂' => '<',
                     '›' | '\u{3009}' | '⟩' | '❯' | '˃' => '>',
                     '∣' | '│' | '¦' | 'ǀ' | '❘' => '|',
@@ -110,8 +111,8 @@ impl Skeleton {
     }
 }
 
-/// The text with the markers that it holds now in harmless form, or nothing where it holds none.
-fn neutralise(text: &str, own: Option<&Regex>) -> Option<String> {
+/// The text with the markers that it holds now in harmless form or deleted, or nothing where it holds none.
+fn neutralise(text: &str, own: Option<&Regex>, delete: bool) -> Option<String> {
     let skeleton = Skeleton::new(text);
     let mut found: Vec<(usize, usize)> = Vec::new();
     for expression in own.into_iter().chain([&*MARKERS]) {
@@ -133,7 +134,11 @@ fn neutralise(text: &str, own: Option<&Regex>) -> Option<String> {
             continue;
         }
         out.push_str(&text[at..from]);
-        out.push_str(&harmless(&skeleton.text[start..end]));
+        let words = harmless(&skeleton.text[start..end]);
+        // A caller's marker of letters alone has no harmless form.
+        if !delete && !own.is_some_and(|own| own.is_match(&words)) {
+            out.push_str(&words);
+        }
         at = to;
     }
     out.push_str(&text[at..]);
@@ -154,7 +159,8 @@ fn harmless(marker: &str) -> String {
 fn without_invisible(text: &str) -> String {
     let chars: Vec<char> = text.chars().collect();
     let is_picture = |at: Option<usize>| {
-        at.and_then(|at| chars.get(at)).is_some_and(|c| matches!(*c as u32, 0x2190..=0x2BFF | 0xFE0F | 0x1F000..=0x1FAFF))
+        at.and_then(|at| chars.get(at))
+            .is_some_and(|c| matches!(*c as u32, 0x2190..=0x2BFF | 0xFE0F | 0x1F000..=0x1FAFF))
     };
     let kept = chars.iter().enumerate().filter(|(at, c)| {
         let part_of_picture = match **c {
@@ -191,8 +197,21 @@ mod tests {
     }
 
     #[test]
+    fn a_marker_of_letters_alone_is_deleted() {
+        assert_eq!(sanitize_turn("a human b", &["human"]), "a  b");
+        assert_eq!(sanitize_turn("((((a) <a> ((a", &["((a", "(a)"]).matches("((a").count(), 0);
+    }
+
+    #[test]
     fn ordinary_text_stays() {
-        for text in ["I <3 you", "a < b, c > d | e [1]", "你好:我想問", "👩\u{200d}👧 ❤\u{fe0f}", "line\n\n- item: x", "The user: me"] {
+        for text in [
+            "I <3 you",
+            "a < b, c > d | e [1]",
+            "你好:我想問",
+            "👩\u{200d}👧 ❤\u{fe0f}",
+            "line\n\n- item: x",
+            "The user: me",
+        ] {
             assert_eq!(sanitize_turn(text, &MARKERS), text);
         }
     }

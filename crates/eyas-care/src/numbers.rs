@@ -26,8 +26,9 @@ pub(crate) struct PhoneNumbers {
 }
 
 /// Seven digits and more, with what people put between.
-static LONG: LazyLock<Regex> =
-    LazyLock::new(|| Regex::new(r"[+(]?\d(?:[\s.·()\-\u{2010}-\u{2015}/]{0,2}\d){6,}").expect("a valid expression"));
+static LONG: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(r"[+(]?\d(?:[\s.·()\-\u{2010}-\u{2015}/]{0,2}\d){6,}").expect("a valid expression")
+});
 
 /// Three to six digits, in one piece or with dashes or spaces.
 static SHORT: LazyLock<Regex> =
@@ -36,7 +37,9 @@ static SHORT: LazyLock<Regex> =
 /// Three spelled digits and more.
 static SPELLED: LazyLock<Regex> = LazyLock::new(|| {
     let digit = "(?:zero|oh|one|two|three|four|five|six|seven|eight|nine|eleven)";
-    let spelled = format!(r"(?i)\b{digit}(?:[\s\-]+{digit}){{2,}}\b|[零〇一二三四五六七八九]{{3,}}|\bnine[\s\-]+eleven\b");
+    let spelled = format!(
+        r"(?i)\b{digit}(?:[\s\-]+{digit}){{2,}}\b|[零〇一二三四五六七八九]{{3,}}|\bnine[\s\-]+eleven\b"
+    );
     Regex::new(&spelled).expect("a valid expression")
 });
 
@@ -143,7 +146,9 @@ mod tests {
             units: strings(&["people", "minutes"]),
         };
         let table = [("911".to_owned(), true), ("988".to_owned(), false)];
-        PhoneNumbers::new(entry, table.into_iter()).replace(text, "LINE", "EMERGENCY").unwrap_or_else(|| text.to_owned())
+        PhoneNumbers::new(entry, table.into_iter())
+            .replace(text, "LINE", "EMERGENCY")
+            .unwrap_or_else(|| text.to_owned())
     }
 
     #[test]

@@ -85,12 +85,18 @@ impl Classes {
         let mut used = Vec::new();
         self.patterns[from].iter().for_each(|pattern| used_classes(&pattern.0, &mut used));
         used.into_iter().any(|class| {
-            class == target || (!std::mem::replace(&mut seen[class], true) && self.reaches(class, target, seen))
+            class == target
+                || (!std::mem::replace(&mut seen[class], true) && self.reaches(class, target, seen))
         })
     }
 
     /// Compiles patterns that may use the classes; `place` names them in errors.
-    pub(crate) fn compile_all(&self, patterns: &[String], spelling: &Spelling, place: &str) -> Result<Vec<Pattern>> {
+    pub(crate) fn compile_all(
+        &self,
+        patterns: &[String],
+        spelling: &Spelling,
+        place: &str,
+    ) -> Result<Vec<Pattern>> {
         patterns
             .iter()
             .enumerate()
@@ -114,7 +120,8 @@ impl Classes {
                 _ => {
                     if let Some(gap) = part.strip_prefix('~') {
                         let (gap, across) = gap.strip_prefix('~').map_or((gap, false), |gap| (gap, true));
-                        let most: usize = gap.parse().map_err(|_| format!("{part}: a gap is ~ and a number"))?;
+                        let most: usize =
+                            gap.parse().map_err(|_| format!("{part}: a gap is ~ and a number"))?;
                         if most > 40 {
                             return Err(format!("{part}: a gap is 40 tokens at most"));
                         }
@@ -138,14 +145,28 @@ impl Classes {
             }
         }
         let says_something = elements.iter().any(|element| {
-            matches!(element, Element::Word(_) | Element::Prefix(_) | Element::Class(_) | Element::OneOf(_) | Element::Number)
+            matches!(
+                element,
+                Element::Word(_)
+                    | Element::Prefix(_)
+                    | Element::Class(_)
+                    | Element::OneOf(_)
+                    | Element::Number
+            )
         });
         if says_something { Ok(elements) } else { Err("a pattern needs a word or a class".to_owned()) }
     }
 
-    fn alternatives(&self, text: &str, spelling: &Spelling) -> std::result::Result<Vec<Vec<Element>>, String> {
+    fn alternatives(
+        &self,
+        text: &str,
+        spelling: &Spelling,
+    ) -> std::result::Result<Vec<Vec<Element>>, String> {
         // A filler says nothing here either.
-        let mut all = text.split('|').map(|atom| self.atom(atom, spelling)).collect::<std::result::Result<Vec<_>, _>>()?;
+        let mut all = text
+            .split('|')
+            .map(|atom| self.atom(atom, spelling))
+            .collect::<std::result::Result<Vec<_>, _>>()?;
         all.retain(|elements| !elements.is_empty());
         Ok(all)
     }
@@ -166,7 +187,8 @@ impl Classes {
         }
         let mut words = Vec::new();
         for token in tokens(atom) {
-            let expanded = if token.text.is_ascii() { spelling.expand(&token.text) } else { vec![token.text] };
+            let expanded =
+                if token.text.is_ascii() { spelling.expand(&token.text) } else { vec![token.text] };
             words.extend(expanded);
         }
         if words.is_empty() {
@@ -200,12 +222,15 @@ fn used_classes(elements: &[Element], used: &mut Vec<usize>) {
     }
 }
 
+/// The ends of matches of a class from a start.
+type ClassEnds = HashMap<(usize, usize), Rc<[usize]>>;
+
 /// Matches patterns against one text, remembering where classes match.
 #[derive(Debug)]
 pub(crate) struct Matcher<'a> {
     classes: &'a Classes,
     pub(crate) tokens: &'a [Token],
-    seen: RefCell<HashMap<(usize, usize), Rc<[usize]>>>,
+    seen: RefCell<ClassEnds>,
 }
 
 impl<'a> Matcher<'a> {

@@ -134,8 +134,10 @@ impl Rules {
         for (id, entry) in &files.questionnaire {
             entry.check(id)?;
         }
-        let elsewhere = files.answers.values().flat_map(|entry| [&entry.patterns, &entry.unless, &entry.always]);
-        let elsewhere: Vec<_> = elsewhere.chain([&files.human_question.patterns]).flatten().cloned().collect();
+        let elsewhere =
+            files.answers.values().flat_map(|entry| [&entry.patterns, &entry.unless, &entry.always]);
+        let elsewhere: Vec<_> =
+            elsewhere.chain([&files.human_question.patterns]).flatten().cloned().collect();
         let detector = detector.compile(&elsewhere)?;
         let mut answers = AnswerRules::new();
         for (reason, entry) in &files.answers {

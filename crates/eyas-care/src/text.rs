@@ -7,7 +7,7 @@
 mod fold;
 mod spelling;
 
-pub(crate) use fold::{fold_char, is_invisible};
+pub(crate) use fold::{fold_case, fold_char, is_invisible};
 pub(crate) use spelling::Spelling;
 
 use unicode_normalization::UnicodeNormalization;
@@ -67,16 +67,15 @@ fn cut_middle(text: &str) -> (&str, &str) {
     if text.len() <= 2 * LONGEST_HALF {
         return (text, "");
     }
-    (&text[..text.floor_char_boundary(LONGEST_HALF)], &text[text.ceil_char_boundary(text.len() - LONGEST_HALF)..])
+    (
+        &text[..text.floor_char_boundary(LONGEST_HALF)],
+        &text[text.ceil_char_boundary(text.len() - LONGEST_HALF)..],
+    )
 }
 
 fn tokens_of(text: &str, out: &mut Vec<Token>) {
-    let chars: Vec<char> = text
-        .nfkd()
-        .filter(|c| !is_combining_mark(*c) && !is_invisible(*c))
-        .flat_map(char::to_lowercase)
-        .map(fold_char)
-        .collect();
+    let chars: Vec<char> =
+        text.nfkd().filter(|c| !is_combining_mark(*c) && !is_invisible(*c)).flat_map(fold_case).collect();
     let mut glued = false;
     let mut at = 0;
     while at < chars.len() {
@@ -95,7 +94,8 @@ fn tokens_of(text: &str, out: &mut Vec<Token>) {
             '\n' | '\r' | '.' | '!' | '。' | '…' => push_mark(out, ".", glued),
             '?' => push_mark(out, "?", glued),
             ',' | ';' | ':' | '、' | '(' | ')' | '—' | '–' | '~' => push_mark(out, ",", glued),
-            '"' | '“' | '”' | '„' | '「' | '」' | '『' | '』' | '«' | '»' | '《' | '》' | '〈' | '〉' => {
+            '"' | '“' | '”' | '„' | '「' | '」' | '『' | '』' | '«' | '»' | '《' | '》' | '〈' | '〉' =>
+            {
                 push_mark(out, "\"", glued);
             }
             c if c.is_whitespace() || c == '-' || c == '_' || c == '/' => {
@@ -151,7 +151,9 @@ fn is_in_word(chars: &[char], at: usize) -> bool {
     is_latin(c)
         || c.is_ascii_digit()
         || (matches!(c, '\'' | '’' | '‘' | '`' | '´') && next_is_word)
-        || (is_disguise(c) && (next_is_word || chars[at..].iter().take_while(|c| is_disguise(**c)).count() > 1 && inside_word(chars, at)))
+        || (is_disguise(c)
+            && (next_is_word
+                || chars[at..].iter().take_while(|c| is_disguise(**c)).count() > 1 && inside_word(chars, at)))
 }
 
 /// Whether letters follow the run of disguising signs that starts here.
@@ -181,7 +183,10 @@ fn push_word(chars: &[char], glued: bool, out: &mut Vec<Token>) {
     // "50mg" is an amount and a unit.
     let digits = word.bytes().take_while(u8::is_ascii_digit).count();
     let unit = &word[digits..];
-    if digits > 0 && !unit.is_empty() && matches!(unit, "mg" | "mcg" | "g" | "ml" | "ug" | "iu" | "x" | "pm" | "am" | "cm" | "cc") {
+    if digits > 0
+        && !unit.is_empty()
+        && matches!(unit, "mg" | "mcg" | "g" | "ml" | "ug" | "iu" | "x" | "pm" | "am" | "cm" | "cc")
+    {
         out.push(Token::new(&word[..digits], glued));
         out.push(Token::new(unit, true));
     } else if !word.is_empty() {
@@ -191,7 +196,9 @@ fn push_word(chars: &[char], glued: bool, out: &mut Vec<Token>) {
 }
 
 fn is_pronoun(chars: &[char]) -> bool {
-    ["she", "that", "what", "there", "here", "where", "who", "how", "let"].iter().any(|word| word.chars().eq(chars.iter().copied()))
+    ["she", "that", "what", "there", "here", "where", "who", "how", "let"]
+        .iter()
+        .any(|word| word.chars().eq(chars.iter().copied()))
 }
 
 #[cfg(test)]
@@ -214,7 +221,10 @@ mod tests {
 
     #[test]
     fn keeps_disguised_words_whole() {
-        assert_eq!(words("k!ll s*icide $uicide d**e stop!"), ["k!ll", "s*icide", "$uicide", "d**e", "stop", "."]);
+        assert_eq!(
+            words("k!ll s*icide $uicide d**e stop!"),
+            ["k!ll", "s*icide", "$uicide", "d**e", "stop", "."]
+        );
     }
 
     #[test]
@@ -224,7 +234,10 @@ mod tests {
 
     #[test]
     fn amounts_and_possessives_are_split() {
-        assert_eq!(words("50mg mum's she's I'll he’d"), ["50", "mg", "mum", "shes", "i", "will", "he", "would"]);
+        assert_eq!(
+            words("50mg mum's she's I'll he’d"),
+            ["50", "mg", "mum", "shes", "i", "will", "he", "would"]
+        );
     }
 
     #[test]

@@ -79,7 +79,10 @@ fn measure(name: &str, text: &str) -> Measured {
             Some(_) => {}
         }
     }
-    println!("\n{name} (threshold 0.5)\n{:<14} {:>16} {:>16} {:>16}", "class", "recall", "category", "false alarms");
+    println!(
+        "\n{name} (threshold 0.5)\n{:<14} {:>16} {:>16} {:>16}",
+        "class", "recall", "category", "false alarms"
+    );
     for (class, row) in &rows {
         println!(
             "{class:<14} {:>8} {:>6.1}% {:>8} {:>6.1}% {:>8} {:>6.1}%",
@@ -95,19 +98,36 @@ fn measure(name: &str, text: &str) -> Measured {
 }
 
 /// Every message that says it outright is caught; the other classes keep their limits.
-#[test]
-fn first_set() {
-    let measured = measure("messages.jsonl", include_str!("messages.jsonl"));
-    assert!(measured.missed_direct.is_empty(), "direct statements were missed: {:#?}", measured.missed_direct);
+fn check(name: &str, text: &str, recall: f64, false_alarms: f64) {
+    let measured = measure(name, text);
+    assert!(
+        measured.missed_direct.is_empty(),
+        "direct statements were missed: {:#?}",
+        measured.missed_direct
+    );
     for (class, row) in &measured.rows {
-        assert!(row.recall() >= 0.95, "{class}: recall is {:.3}", row.recall());
-        assert!(row.false_alarm_rate() <= 0.05, "{class}: false alarms are {:.3}", row.false_alarm_rate());
+        assert!(row.recall() >= recall, "{class}: recall is {:.3}", row.recall());
+        assert!(
+            row.false_alarm_rate() <= false_alarms,
+            "{class}: false alarms are {:.3}",
+            row.false_alarm_rate()
+        );
     }
 }
 
-/// Messages that were written after the rules; the README tells how the rules did when they first met them.
+#[test]
+fn first_set() {
+    check("messages.jsonl", include_str!("messages.jsonl"), 0.95, 0.05);
+}
+
+/// Written after the rules; the README tells how the rules did when they first met it.
 #[test]
 fn fresh_set() {
-    let measured = measure("fresh.jsonl", include_str!("fresh.jsonl"));
-    assert!(measured.missed_direct.is_empty(), "direct statements were missed: {:#?}", measured.missed_direct);
+    check("fresh.jsonl", include_str!("fresh.jsonl"), 0.8, 0.05);
+}
+
+/// Written after what the second set taught, and told of in the README as well.
+#[test]
+fn second_fresh_set() {
+    check("fresh_2.jsonl", include_str!("fresh_2.jsonl"), 0.85, 0.05);
 }

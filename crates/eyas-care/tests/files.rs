@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use eyas_care::{
-    Assessment, Care, Category, Concern, HelplineKind, Language, Questionnaire, Role, ScoreUnit, Turn, score,
+    Assessment, Care, Category, Concern, HelplineKind, Language, Questionnaire, Reason, Role, ScoreUnit,
+    Turn, Verdict, score,
 };
 
 fn concern(category: Category) -> Concern {
@@ -40,9 +41,25 @@ fn helplines_of_many_regions_emergency_first() {
 fn known_numbers_are_right() {
     let care = Care::builtin();
     for (region, number) in [
-        ("US", "988"), ("ca", "988"), ("GB", "116 123"), ("AU", "13 11 14"), ("NZ", "1737"), ("TW", "1925"), ("HK", "2896 0000"),
-        ("SG", "1767"), ("DE", "0800 111 0 111"), ("FR", "3114"), ("AT", "142"), ("CH", "143"), ("NL", "113"), ("BE", "1813"),
-        ("ES", "024"), ("IN", "14416"), ("BR", "188"), ("JP", "0120-279-338"), ("KR", "109"),
+        ("US", "988"),
+        ("ca", "988"),
+        ("GB", "116 123"),
+        ("AU", "13 11 14"),
+        ("NZ", "1737"),
+        ("TW", "1925"),
+        ("HK", "2896 0000"),
+        ("SG", "1767"),
+        ("DE", "0800 111 0 111"),
+        ("FR", "3114"),
+        ("AT", "142"),
+        ("CH", "143"),
+        ("NL", "113"),
+        ("BE", "1813"),
+        ("ES", "024"),
+        ("IN", "14416"),
+        ("BR", "188"),
+        ("JP", "0120-279-338"),
+        ("KR", "109"),
     ] {
         let lines = care.helplines(Some(region), Language::En);
         assert!(lines.iter().any(|line| line.phone.as_deref() == Some(number)), "{region}: {number}");
@@ -78,9 +95,9 @@ fn fixed_words_pass_the_checks() {
     for category in Category::ALL {
         for language in [Language::En, Language::ZhHant] {
             let text = care.response(&concern(category), None, language).text;
-            let check = care.check_answer("", &text, language);
-            let shown = check.text(&text);
-            assert!(shown.contains(&text[text.len() - 20..]) || shown.len() * 10 > text.len() * 9, "{category:?} {shown}");
+            if let Verdict::Replace { reasons, .. } = care.check_answer("", &text, language).verdict {
+                assert_eq!(reasons, [Reason::PhoneNumber], "{category:?}: {text}");
+            }
         }
     }
 }
@@ -126,9 +143,12 @@ fn gad_7_and_who_5() {
     }
     let who = questionnaire(&care, "who-5");
     assert_eq!(who.unit, ScoreUnit::Percentage);
-    for (answers, percentage, band) in
-        [([5, 5, 5, 5, 5], 100, "Good"), ([3, 3, 3, 2, 2], 52, "Good"), ([3, 3, 2, 2, 2], 48, "Low"), ([1, 1, 1, 2, 2], 28, "Very low")]
-    {
+    for (answers, percentage, band) in [
+        ([5, 5, 5, 5, 5], 100, "Good"),
+        ([3, 3, 3, 2, 2], 52, "Good"),
+        ([3, 3, 2, 2, 2], 48, "Low"),
+        ([1, 1, 1, 2, 2], 28, "Very low"),
+    ] {
         let score = score(&who, &answers).expect("fitting answers");
         assert_eq!((score.percentage, score.band.as_str()), (Some(percentage), band));
     }
@@ -149,10 +169,22 @@ fn the_json_of_a_questionnaire_holds_what_scoring_needs() {
     for language in [Language::En, Language::ZhHant] {
         for questionnaire in Care::builtin().questionnaires(language) {
             let json = serde_json::to_value(&questionnaire).expect("JSON");
-            for key in ["items", "options", "factor", "unit", "bands", "help_items", "help_text", "note", "source", "licence"] {
+            for key in [
+                "items",
+                "options",
+                "factor",
+                "unit",
+                "bands",
+                "help_items",
+                "help_text",
+                "note",
+                "source",
+                "licence",
+            ] {
                 assert!(json.get(key).is_some(), "{key}");
             }
-            let ends: Vec<_> = json["bands"].as_array().expect("bands").iter().map(|band| band["to"].as_u64()).collect();
+            let ends: Vec<_> =
+                json["bands"].as_array().expect("bands").iter().map(|band| band["to"].as_u64()).collect();
             assert!(ends.is_sorted());
         }
     }
@@ -178,9 +210,14 @@ fn an_operator_changes_single_keys() {
     )
     .expect("a valid overlay");
     let assess = |text: &str| care.assess(&[Turn { role: Role::User, text }]);
-    assert_eq!(assess("the red butterfly is here tonight").concern.map(|c| c.category), Some(Category::SelfHarm));
+    assert_eq!(
+        assess("the red butterfly is here tonight").concern.map(|c| c.category),
+        Some(Category::SelfHarm)
+    );
     assert_eq!(assess("I am going to kill him").concern, None);
-    assert!(assess("I want to die").scores.iter().all(|score| !score.matched.contains(&"wish_to_die".to_owned())));
+    assert!(
+        assess("I want to die").scores.iter().all(|score| !score.matched.contains(&"wish_to_die".to_owned()))
+    );
     assert!(care.regions(Language::En).iter().any(|region| region.name == "Nowhere"));
     assert_eq!(care.helplines(Some("xx"), Language::En)[0].phone.as_deref(), Some("1"));
 }
@@ -193,7 +230,10 @@ fn mistakes_of_an_operator_are_named() {
         ("[thresholds]\nsuicide = 0.0", "thresholds.suicide"),
         ("[rules.a]\ncategory = \"suicide\"\nweight = 3.0\npatterns = []", "rules.a.weight"),
         ("[rules.a]\ncategory = \"suicide\"\nweight = 0.3\npatterns = [\"die @nobody_here\"]", "nobody_here"),
-        ("[helplines.region.xx]\nname = { en = \"a\", zh-Hant = \"b\" }\nemergency = []\nemergency_source = \"https://a.b\"", "helplines.region.xx"),
+        (
+            "[helplines.region.xx]\nname = { en = \"a\", zh-Hant = \"b\" }\nemergency = []\nemergency_source = \"https://a.b\"",
+            "helplines.region.xx",
+        ),
         ("[questionnaire.phq-9]\nhelp_items = [9]", "help_items"),
         ("[lower.past]\nspares = [\"no_rule\"]", "no_rule"),
     ] {
@@ -215,7 +255,9 @@ fn files_are_read_from_disk() {
 #[test]
 fn answers_to_the_programs_own_question_count() {
     let care = Care::builtin();
-    let after = |question, answer| care.assess(&[Turn::assistant(question), Turn::user(answer)]).concern.map(|c| c.category);
+    let after = |question, answer| {
+        care.assess(&[Turn::assistant(question), Turn::user(answer)]).concern.map(|c| c.category)
+    };
     assert_eq!(after("Are you thinking about suicide?", "yes"), Some(Category::Suicide));
     assert_eq!(after("你是不是想結束生命?", "嗯"), Some(Category::Suicide));
     assert_eq!(after("Are you safe right now?", "no"), Some(Category::Suicide));

@@ -19,13 +19,33 @@ fn lenient(text: &str) -> String {
 fn holds_marker(text: &str) -> Option<&'static str> {
     let text = lenient(text);
     let anywhere = [
-        "<human>", "<assistant>", "<|", "|>", "[inst]", "[/inst]", "<<sys>>", "<</sys>>", "<s>", "</s>", "<bos>",
-        "<start_of_turn>", "<end_of_turn>", "<system>", "</system>", "<tool_call>", "###instruction:", "###response:",
-        "###human:", "###assistant:",
+        "<human>",
+        "<assistant>",
+        "<|",
+        "|>",
+        "[inst]",
+        "[/inst]",
+        "<<sys>>",
+        "<</sys>>",
+        "<s>",
+        "</s>",
+        "<bos>",
+        "<start_of_turn>",
+        "<end_of_turn>",
+        "<system>",
+        "</system>",
+        "<tool_call>",
+        "###instruction:",
+        "###response:",
+        "###human:",
+        "###assistant:",
     ];
     let in_front = ["human:", "assistant:", "system:", "user:", "使用者:", "助理:", "系統:"];
     let line = |role: &str| text.lines().any(|line| line.starts_with(role));
-    anywhere.into_iter().find(|marker| text.contains(marker)).or_else(|| in_front.into_iter().find(|role| line(role)))
+    anywhere
+        .into_iter()
+        .find(|marker| text.contains(marker))
+        .or_else(|| in_front.into_iter().find(|role| line(role)))
 }
 
 #[test]

@@ -5,7 +5,8 @@ use std::sync::LazyLock;
 
 /// Traditional to simplified, and letters of other scripts to the Latin ones they pass for.
 static FOLDED: LazyLock<HashMap<char, char>> = LazyLock::new(|| {
-    let han = include_str!("han.txt").lines().filter(|line| !line.starts_with('#')).flat_map(str::split_whitespace);
+    let han =
+        include_str!("han.txt").lines().filter(|line| !line.starts_with('#')).flat_map(str::split_whitespace);
     LOOKALIKES
         .split_whitespace()
         .chain(han)
@@ -16,12 +17,18 @@ static FOLDED: LazyLock<HashMap<char, char>> = LazyLock::new(|| {
         .collect()
 });
 
-/// Lower case, since case is folded first: Cyrillic, Greek, Armenian and Latin letters with strokes.
-const LOOKALIKES: &str = "аa вb сc ԁd еe ɡg һh іi јj кk мm нh оo рp ԛq гr ѕs тt уy хx ѵv ԝw ӏl зe \
+/// Capitals of Greek, which differ from their small letters, and small letters: Cyrillic, Greek, Armenian and Latin letters with strokes.
+const LOOKALIKES: &str = "Αa Βb Εe Ζz Ηh Ιi Κk Μm Νn Οo Ρp Τt Υy Χx \
+    аa вb сc ԁd еe ɡg һh іi јj кk мm нh оo рp ԛq гr ѕs тt уy хx ѵv ԝw ӏl зe \
     αa βb εe ηn ιi κk νv οo ρp τt υu χx ωw γy σo \
     օo ոn սu հh ցg քp ıi łl øo đd ħh ŧt ʟl ɪi ʀr ɴn ʜh ɢg ʙb ɑa ɩi ȷj ⅼl ∅o";
 
-/// The plain form of a character that is in lower case and compatibility-decomposed.
+/// A compatibility-decomposed character in plain lower case. A capital is folded before its case: N in Greek is no v.
+pub(crate) fn fold_case(c: char) -> impl Iterator<Item = char> {
+    fold_char(c).to_lowercase().map(fold_char)
+}
+
+/// The plain form of a character.
 pub(crate) fn fold_char(c: char) -> char {
     let code = c as u32;
     // Letters in squares and circles, and the letters that flags are made of.

@@ -157,7 +157,8 @@ impl Spelling {
             return None;
         }
         let words = self.segment(word)?;
-        (words.len() > 1 && words.iter().any(|word| word.len() > 2 && self.keys.contains(word))).then_some(words)
+        (words.len() > 1 && words.iter().any(|word| word.len() > 2 && self.keys.contains(word)))
+            .then_some(words)
     }
 
     /// The segmentation into known words that has the fewest; `i` and `a` are the only words of one letter.
@@ -199,6 +200,8 @@ impl Spelling {
         self.keys
             .iter()
             .filter(|key| key.len() > 3 && key.len().abs_diff(word.len()) <= allowed)
+            // Short words have too many real neighbours: only swapped letters count.
+            .filter(|key| word.len() > 4 || same_letters(word, key))
             .filter(|key| word.len() > 5 || key.as_bytes()[0] == first || key.as_bytes()[1] == first)
             .map(|key| (strsim::osa_distance(word, key), key))
             .filter(|(distance, _)| *distance <= allowed)
@@ -247,7 +250,8 @@ impl Spelling {
                 // The longest stretch from here that spells something.
                 for take in (3..=letters.len()).rev() {
                     let stretch = &letters[..take];
-                    let read = self.undisguise(stretch).map(|word| vec![word]).or_else(|| self.segment(stretch));
+                    let read =
+                        self.undisguise(stretch).map(|word| vec![word]).or_else(|| self.segment(stretch));
                     let Some(words) = read else { continue };
                     if words.iter().all(|word| word.len() < 3) {
                         continue;
@@ -286,7 +290,9 @@ impl Spelling {
                     continue;
                 }
                 let key = if self.keys.contains(&joined) { Some(joined) } else { self.undisguise(&joined) };
-                if let Some(key) = key.filter(|key| key.len() >= 5 || pieces.iter().any(|p| p.text.len() == 1)) {
+                if let Some(key) =
+                    key.filter(|key| key.len() >= 5 || pieces.iter().any(|p| p.text.len() == 1))
+                {
                     out.push(Token::new(key, pieces[0].glued));
                     at += count;
                     continue 'next;
@@ -320,6 +326,15 @@ impl Spelling {
         }
         words.into_iter().zip(keep).filter(|(_, keep)| *keep).map(|(word, _)| word).collect()
     }
+}
+
+fn same_letters(a: &str, b: &str) -> bool {
+    let sorted = |word: &str| {
+        let mut letters: Vec<u8> = word.bytes().collect();
+        letters.sort_unstable();
+        letters
+    };
+    sorted(a) == sorted(b)
 }
 
 /// Whether a word with `*` for letters may be `key`: each run of signs stands for one letter, or for as many as there are.
@@ -373,7 +388,7 @@ mod tests {
 
     #[test]
     fn slips_and_stretches() {
-        assert_eq!(read("kiil myslef"), "kill myself");
+        assert_eq!(read("klil myslef"), "kill myself");
         assert_eq!(read("suicde sucidal"), "suicide suicidal");
         assert_eq!(read("dieeeee"), "die");
         assert_eq!(read("wand"), "wand");
