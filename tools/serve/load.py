@@ -1,12 +1,14 @@
 """Many streaming clients at once, good ones and bad ones, against the fake engine or a real model.
 
     cargo build --release -p eyas-serve --example fake
-    python tools/serve/load.py --seconds 600 -- target/release/examples/fake --port 0 --delay-ms 20
-    python tools/serve/load.py --seconds 600 --real -- target/release/eyas serve --model ... --adapter ... --port 0
+    python tools/serve/load.py --seconds 600 -- target/release/examples/fake --port 0 --delay-ms 20 --care off
+    python tools/serve/load.py --seconds 600 --real -- target/release/eyas serve --model ... --adapter ... --port 0 \\
+        --care off
 
 Every stream is compared token by token with what it must be: the fake's answers follow from the prompt, and a real
 model's are those that it gave to the same request alone. Prints how long first tokens and tokens took, and the server's
-memory over time. Needs Python only.
+memory over time. With care on whole sentences come at once, and gaps between pieces are not those between tokens.
+Needs Python only.
 """
 
 import argparse
@@ -254,6 +256,7 @@ async def watch(pid: int, figures: Figures, end: float) -> None:
 
 def table(name: str, seconds: list[float]) -> str:
     """The percentiles of a list of durations."""
+    assert len(seconds) > 1, f"{name}: nothing was measured"
     cuts = statistics.quantiles(seconds, n=100)
     return f"{name}: p50 {cuts[49] * 1e3:.0f} ms, p95 {cuts[94] * 1e3:.0f} ms, p99 {cuts[98] * 1e3:.0f} ms ({len(seconds)})"
 
