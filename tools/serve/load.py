@@ -47,6 +47,7 @@ class Client:
     def __init__(self, address: str) -> None:
         url = urlparse(address)
         self.host, self.port = url.hostname, url.port
+        self.crowded = False
 
     async def connect(self, **options) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection."""
@@ -67,6 +68,15 @@ class Client:
         finally:
             writer.close()
 
+    async def turn(self, request: dict, figures: Figures) -> str | int:
+        """As stream, and a connection that was hung up on before the answer is to come back at once."""
+        try:
+            return await self.stream(request, figures)
+        except (ConnectionError, asyncio.IncompleteReadError) as error:
+            # Only a crowd does that, and never in the middle of an answer.
+            assert self.crowded and not getattr(error, "partial", b""), error
+            return 1
+
     async def stream(self, request: dict, figures: Figures | None, pause: float = 0.0) -> str | int:
         """The text of a streamed answer, or the seconds after which to come back."""
         reader, writer = await self.connect()
@@ -76,29 +86,32 @@ class Client:
             writer.write(self.head(len(body)) + body)
             head = await reader.readuntil(b"\r\n\r\n")
             status = int(head.split(b" ", 2)[1])
-            if status == 429:
+            if status in (429, 503):
                 wait = [line for line in head.decode().splitlines() if line.startswith("retry-after:")]
                 return int(wait[0].split(":")[1])
             assert status == 200, head + await reader.read()
             text, finished = [], False
-            async for line in reader:
-                if not line.startswith(b"data: "):
-                    continue
-                if line.strip() == b"data: [DONE]":
-                    assert finished, "the stream ended without a reason"
-                    return "".join(text)
-                event = json.loads(line[6:])
-                assert "error" not in event, event
-                choice = event["choices"][0]
-                finished = finished or choice["finish_reason"] is not None
-                if piece := choice["delta"].get("content"):
-                    now = time.perf_counter()
-                    if figures is not None:
-                        (figures.each if text else figures.first).append(now - (last if text else start))
-                    last = now
-                    text.append(piece)
-                    if pause:
-                        await asyncio.sleep(pause)
+            try:
+                async for line in reader:
+                    if not line.startswith(b"data: "):
+                        continue
+                    if line.strip() == b"data: [DONE]":
+                        assert finished, "the stream ended without a reason"
+                        return "".join(text)
+                    event = json.loads(line[6:])
+                    assert "error" not in event, event
+                    choice = event["choices"][0]
+                    finished = finished or choice["finish_reason"] is not None
+                    if piece := choice["delta"].get("content"):
+                        now = time.perf_counter()
+                        if figures is not None:
+                            (figures.each if text else figures.first).append(now - (last if text else start))
+                        last = now
+                        text.append(piece)
+                        if pause:
+                            await asyncio.sleep(pause)
+            except ConnectionError as error:
+                raise AssertionError("the stream broke off") from error
             raise AssertionError(f"the stream broke off after {len(text)} pieces")
         finally:
             writer.close()
@@ -152,11 +165,9 @@ async def good(client: Client, work: Fake | Real, figures: Figures, seed: int, e
     dice = random.Random(seed)
     while time.monotonic() < end:
         request, expected = work.request(dice)
-        answer = await client.stream(request, figures)
-        while isinstance(answer, int):
+        while isinstance(answer := await client.turn(request, figures), int):
             figures.outcomes["told to come back"] += 1
             await asyncio.sleep(min(answer, 5) * dice.random())
-            answer = await client.stream(request, figures)
         assert answer == expected, f"{request}\n{answer!r}\n{expected!r}"
         figures.outcomes["streams as they must be"] += 1
 
@@ -200,6 +211,7 @@ async def huge_body(client: Client, *_) -> str:
             writer.write(b" " * 10**6)
             await asyncio.wait_for(writer.drain(), 20)
     except ConnectionError:
+        # The server has read enough of it.
         pass
     status = int((await asyncio.wait_for(answer, 20)).split(b" ", 2)[1])
     assert status == 413, status
@@ -273,8 +285,8 @@ async def drive(address: str, pid: int, args: argparse.Namespace) -> None:
         kinds = [vanish, read_slowly, half_a_body, nonsense]
         tasks += [bad(client, work, figures, 1000 + i, end, kinds, 2.0) for i in range(4)]
         tasks += [bad(client, work, figures, 2000, end, [huge_body], 60.0)]
-        # A crowd takes the places of good clients, too, which is not what is measured here.
-        if args.crowds:
+        client.crowded = not args.no_crowds
+        if client.crowded:
             tasks += [bad(client, work, figures, 3000, end, [crowd], 60.0)]
     await asyncio.gather(watch(pid, figures, end), *tasks)
     print(table("first token", figures.first))
@@ -297,7 +309,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32, help="of a real model's answer")
     parser.add_argument("--real", action="store_true", help="the server has a model")
     parser.add_argument("--peaceful", action="store_true", help="good clients only")
-    parser.add_argument("--crowds", action="store_true", help="also crowds of connections, in the way of all")
+    parser.add_argument("--no-crowds", action="store_true", help="nobody takes all places now and then")
     parser.add_argument("command", nargs="+", help="starts the server, with --port 0")
     args = parser.parse_args()
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -11,7 +11,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::Sleep;
@@ -21,6 +21,9 @@ use crate::metrics::Metrics;
 
 /// Bytes of a request's head.
 const MAX_HEAD: usize = 64 << 10;
+
+/// Connections that are told at once that there is no place.
+const MAX_TELLERS: usize = 128;
 
 /// What is said to those who come when all places are taken.
 const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 5\r\n\
@@ -36,6 +39,7 @@ pub(crate) async fn accept(
     stop: impl Future<Output = ()>,
 ) -> GracefulShutdown {
     let places = Arc::new(Semaphore::new(limits.max_connections));
+    let tellers = Arc::new(Semaphore::new(MAX_TELLERS));
     let graceful = GracefulShutdown::new();
     let mut stop = std::pin::pin!(stop);
     loop {
@@ -53,7 +57,7 @@ pub(crate) async fn accept(
             }
         };
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            refuse(stream);
+            refuse(stream, &tellers);
             continue;
         };
         // Tokens are sent one by one.
@@ -78,11 +82,16 @@ pub(crate) async fn accept(
     }
 }
 
-/// Says that there is no place, as far as the socket takes it at once.
-fn refuse(mut stream: TcpStream) {
+/// Says that there is no place. When too many are being told so, the others are only hung up on.
+fn refuse(mut stream: TcpStream, tellers: &Arc<Semaphore>) {
+    let Ok(teller) = Arc::clone(tellers).try_acquire_owned() else { return };
     tokio::spawn(tokio::time::timeout(Duration::from_secs(1), async move {
         let _ = stream.write_all(BUSY).await;
         let _ = stream.shutdown().await;
+        // What is closed with bytes unread is reset, and the client may never see the answer.
+        let mut unread = [0; 4096];
+        while stream.read(&mut unread).await.is_ok_and(|read| read > 0) {}
+        drop(teller);
     }));
 }
 
