@@ -62,6 +62,10 @@ const HELPLINES = {
     emergency("999"),
     line(both("Samaritans", "Samaritans"), "crisis", { phone: "116 123", url: "https://www.samaritans.org" }),
     line(both("Shout", "Shout"), "crisis", { sms: "Text SHOUT to 85258", url: "https://giveusashout.org" }),
+    line(both("National Domestic Abuse Helpline (England)", "全國家暴求助專線"), "abuse", {
+      phone: "0808 2000 247",
+      url: "https://www.nationaldomesticabusehelpline.org.uk",
+    }),
   ],
   US: [emergency("911"), line(both("988 Lifeline", "988 生命線"), "crisis", { phone: "988", sms: "988" })],
   AU: [emergency("000"), line(both("Lifeline", "Lifeline"), "crisis", { phone: "13 11 14" })],

@@ -95,6 +95,8 @@ export class Site {
     Object.assign(this, { server, size, context, page, errors });
     /** @type {string[]} */
     this.complaints = [];
+    /** For a whole answer, in milliseconds. */
+    this.patience = 10_000;
     /** @type {string[]} */
     this.requests = [];
   }
@@ -140,7 +142,9 @@ export class Site {
 
   /** Waits until nothing is being written. */
   async answered() {
-    await this.page.waitForSelector("section:not([hidden]) > .composer button[data-say-aria-label='composer.send']");
+    await this.page.waitForSelector("section:not([hidden]) > .composer button[data-say-aria-label='composer.send']", {
+      timeout: this.patience,
+    });
     await this.page.waitForSelector("section:not([hidden]) .actions:not([hidden])");
   }
 

@@ -18,6 +18,8 @@ onSizes("a crisis is answered with helplines to press, steps, and a way to go on
     "https://www.samaritans.org/",
     "sms:85258?body=SHOUT",
     "https://giveusashout.org/",
+    "tel:08082000247",
+    "https://www.nationaldomesticabusehelpline.org.uk/",
     "https://findahelpline.com/",
   ]);
   assert.equal(await card.locator("ol li").count(), 3);

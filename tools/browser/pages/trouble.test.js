@@ -113,3 +113,25 @@ for (const size of /** @type {const} */ (["phone", "desktop"])) {
     await fake.stop();
   });
 }
+
+onSizes(
+  "a question is not lost when the page's own parts cannot be loaded",
+  async (site) => {
+    const { page } = site;
+    await page.route("**/thread.js", (route) => route.abort());
+    await page.reload();
+    await page.waitForSelector("html[data-ready]");
+    await site.ask("hello", false);
+    await page.waitForSelector(".toast");
+    assert.equal(await page.inputValue("#view-talk textarea"), "hello");
+    assert.equal(site.server.questions().length, 0);
+    await page.unroute("**/thread.js");
+    await page.click(".toast button");
+    await page.waitForSelector("html[data-ready]");
+    await page.waitForFunction(() => document.querySelector("#view-talk textarea").value === "hello");
+    await page.press("#view-talk textarea", "Enter");
+    await site.answered();
+    assert.equal(site.server.questions().length, 1, "asking again works");
+  },
+  { errors: /ERR_FAILED/, sizes: ["desktop"] },
+);

@@ -72,20 +72,25 @@ export function confirm(headingKey, textKey, yesKey) {
 }
 
 /**
- * Says something for a while, with a way back if there is one.
- * @param {string} key @param {{undo?: () => void}} [options]
+ * Says something for a while, with something to do about it if there is.
+ * @param {string} key @param {{say: string, run: () => void}} [action]
  */
-export function toast(key, { undo } = {}) {
+export function toast(key, action) {
   const box = /** @type {HTMLElement} */ (document.getElementById("toasts"));
   const note = h("div.toast", {}, h("span", { say: key }));
-  if (undo) {
-    const back = () => {
-      undo();
+  if (action) {
+    const act = () => {
       note.remove();
+      action.run();
     };
-    note.append(h("button", { say: "undo", on: { click: back } }));
+    note.append(h("button", { say: action.say, on: { click: act } }));
   }
   box.replaceChildren(note);
   // Longer where there is something to decide.
-  setTimeout(() => note.remove(), undo ? 12_000 : 5_000);
+  setTimeout(() => note.remove(), action ? 12_000 : 5_000);
+}
+
+/** A part of the page did not come. Browsers remember that until the page is loaded again. */
+export function missingPart() {
+  toast("trouble.part", { say: "reload", run: () => location.reload() });
 }

@@ -113,10 +113,7 @@ async function route(moved) {
 
 /** @param {string} name */
 function lazily(name) {
-  loaded[name] ??= load(name).catch((error) => {
-    delete loaded[name];
-    return showTrouble(section(name), error, () => lazily(name));
-  });
+  loaded[name] ??= load(name).catch((error) => showTrouble(section(name), error, () => location.reload()));
   return loaded[name];
 }
 

@@ -1,7 +1,7 @@
 /**
  * The column at the side: conversations, and what concerns the whole page. On a phone it slides in.
  */
-import { confirm } from "./dialogs.js";
+import { confirm, missingPart } from "./dialogs.js";
 import { titleOf } from "./conversations.js";
 import { drawing, h, iconButton } from "./dom.js";
 import { LANGUAGES, date, label, loadLanguage } from "./i18n.js";
@@ -38,11 +38,11 @@ export class Side {
         {},
         iconButton("button.quiet", "settings", "settings", {
           id: "settings",
-          on: { click: async () => (await import("./settings_dialog.js")).openSettings(app) },
+          on: { click: () => import("./settings_dialog.js").then((part) => part.openSettings(app), missingPart) },
         }),
         iconButton("button.quiet", "save", "data", {
           id: "data",
-          on: { click: async () => (await import("./data_dialog.js")).openData(app) },
+          on: { click: () => import("./data_dialog.js").then((part) => part.openData(app), missingPart) },
         }),
         h("label", {}, drawing("globe"), h("span.unseen", { say: "language" }), this.languageChoice()),
         h("label", {}, drawing("moon"), h("span.unseen", { say: "theme" }), this.themeChoice()),

@@ -3,7 +3,7 @@
  * after the first paint.
  */
 import { Composer } from "./composer.js";
-import { toast } from "./dialogs.js";
+import { missingPart } from "./dialogs.js";
 import { h } from "./dom.js";
 import { welcome } from "./welcome.js";
 
@@ -16,6 +16,8 @@ export class Talk {
     this.thread = null;
     this.intro = h("div");
     this.turns = h("div.thread");
+    /** @type {Promise<import("./thread.js").Thread> | undefined} */
+    this.loading = undefined;
     this.composer = new Composer({
       labelKey: "composer.label",
       hintKey: "composer.hint",
@@ -24,20 +26,17 @@ export class Talk {
     });
     root.append(this.intro, this.turns, this.composer.root);
     this.open(null);
+    const draft = app.store.get("draft", "");
+    if (draft) this.composer.put(draft);
+    app.store.remove("draft");
   }
 
-  /** The thread, once; a failed try may be repeated. @returns {Promise<import("./thread.js").Thread>} */
+  /** The thread, once. @returns {Promise<import("./thread.js").Thread>} */
   load() {
-    this.loading ??= import("./thread.js").then(
-      ({ Thread }) => {
-        this.thread = new Thread(this.app, this);
-        return this.thread;
-      },
-      (error) => {
-        this.loading = undefined;
-        throw error;
-      },
-    );
+    this.loading ??= import("./thread.js").then(({ Thread }) => {
+      this.thread = new Thread(this.app, this);
+      return this.thread;
+    });
     return this.loading;
   }
 
@@ -54,21 +53,25 @@ export class Talk {
       const thread = await this.load();
       if (this.conversation === conversation) thread.show(conversation);
     } catch {
-      toast("trouble.gone");
+      missingPart();
     }
   }
 
   /** @param {string} text */
   async ask(text) {
     if (!this.app.acknowledged) return;
+    // At once, so that a second press while parts are loading sends nothing.
+    this.composer.setBusy(true);
     try {
       const thread = await this.load();
       if (thread.conversation !== this.conversation) thread.show(this.conversation);
       thread.ask(text);
     } catch {
-      // The page's own parts did not load; the words are not lost.
+      // The words are there again after the page was loaded again.
+      this.composer.setBusy(false);
       this.composer.put(text);
-      toast("trouble.gone");
+      this.app.keep(() => this.app.store.set("draft", text));
+      missingPart();
     }
   }
 

@@ -120,7 +120,8 @@ export class Thread {
     this.show(this.conversation);
     this.ask(text);
     toast(place < before.turns.length - 1 ? "question.branch_cut" : "question.replaced", {
-      undo: () => {
+      say: "undo",
+      run: () => {
         // An answer that is still being written belongs to no conversation any more.
         this.conversation.turns.splice(0);
         this.app.keep(() => this.app.conversations.save(before));

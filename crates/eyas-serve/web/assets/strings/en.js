@@ -127,6 +127,8 @@ export default {
   "answer.broken": "This answer broke off.",
 
   "trouble.gone": "The server cannot be reached. Is it still running, and are you connected to it?",
+  "trouble.part": "A part of the page could not be loaded. What you wrote is kept.",
+  reload: "Load the page again",
   "trouble.broken": "The connection broke off in the middle of the answer. What had come is kept.",
   "trouble.busy": "Many people are asking just now. Your message is still here.",
   "trouble.too_long":

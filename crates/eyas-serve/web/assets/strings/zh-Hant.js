@@ -123,6 +123,8 @@ export default {
   "answer.broken": "這個回答中斷了。",
 
   "trouble.gone": "無法連上伺服器。它還在執行嗎？你的連線正常嗎？",
+  "trouble.part": "頁面有一部分無法載入。你寫的內容已保留。",
+  reload: "重新載入頁面",
   "trouble.broken": "回答到一半時連線中斷。已收到的內容會保留。",
   "trouble.busy": "目前有很多人在提問。你的訊息還在這裡。",
   "trouble.too_long": "這對模型來說太長了。請縮短訊息、在設定中減少記憶，或開始新的對話。",
