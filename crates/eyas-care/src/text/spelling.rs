@@ -281,7 +281,7 @@ impl Spelling {
         'next: while at < tokens.len() {
             for count in [3, 2] {
                 let Some(pieces) = tokens.get(at..at + count) else { continue };
-                if pieces.iter().any(|piece| piece.is_mark() || !piece.text.is_ascii()) {
+                if pieces.iter().any(|piece| piece.is_mark() || piece.is_number() || !piece.text.is_ascii()) {
                     continue;
                 }
                 let joined: String = pieces.iter().map(|piece| piece.text.as_str()).collect();
@@ -384,6 +384,7 @@ mod tests {
         assert_eq!(read("s.u.i.c.i.d.e"), "suicide");
         assert_eq!(read("i w a n t t o d i e"), "i want to die");
         assert_eq!(read("sui c1de"), "suicide");
+        assert_eq!(read("suicide 40 kill"), "suicide 40 kill");
     }
 
     #[test]
