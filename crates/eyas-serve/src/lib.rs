@@ -1,7 +1,7 @@
 //! The server: an HTTP API as the ecosystem speaks it, the chat page, and the safety around them.
 //!
-//! One thread owns the engine and runs every sequence one step at a time ([`worker`]); handlers put jobs into a bounded
-//! queue ([`queue`]) and read what comes of them from a channel each. A handler that is dropped, because its client went
+//! One thread owns the engine and runs every sequence one step at a time (`worker`); handlers put jobs into a bounded
+//! queue (`queue`) and read what comes of them from a channel each. A handler that is dropped, because its client went
 //! away, closes its channels, and the worker frees the slots before its next step.
 
 pub mod answerer;

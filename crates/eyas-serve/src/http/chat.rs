@@ -56,17 +56,15 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request) -> Res
 
     // A long conversation takes a while to read, which must not hold up others.
     let (shared, spoken) = (Arc::clone(&app), Arc::clone(&turns));
-    let (care, prompt) = blocking(move || {
-        let care = Careful::new(&shared, &spoken, &extension);
+    let lengths = common.clone();
+    let (care, prompt, length) = blocking(move || {
+        // The prompt first: it tells whether so long a conversation is read at all.
         let model = &shared.models.list()[place];
-        let prompt = match care.concern {
-            Some(_) => Ok(Vec::new()),
-            None => prompt::chat(&shared.models, model, &spoken, remember, wanted),
-        };
-        (care, prompt)
+        let prompt = prompt::chat(&shared.models, model, &spoken, remember, wanted)?;
+        let length = lengths.length(asked, default, prompt.len(), shared.models.positions())?;
+        Ok((Careful::new(&shared, &spoken, &extension), prompt, length))
     })
-    .await?;
-    let prompt = prompt?;
+    .await??;
 
     let streams = common.streams();
     let object = if streams { "chat.completion.chunk" } else { "chat.completion" };
@@ -85,7 +83,7 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request) -> Res
         }
         return Ok(care_answer(&head, response, &care, n, streams));
     }
-    params.max_new_tokens = common.length(asked, default, prompt.len(), app.models.positions())?;
+    params.max_new_tokens = length;
     let question = last_question(&turns);
     let guard = |_| app.cares(CareMode::On).map(|care_of| care_of.care.guard(question, care.language));
     let answer = ChatAnswer::new(
