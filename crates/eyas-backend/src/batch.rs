@@ -69,6 +69,20 @@ impl FlatBatch {
     /// # Errors
     /// As [`FlatBatch::push`], and when the slot is in the batch already or a position passes `i32::MAX`.
     pub fn push_cached(&mut self, slot: u32, start: u32, input_ids: &[u32]) -> Result<()> {
+        self.push_cached_with_targets(slot, start, input_ids, &vec![IGNORE_INDEX; input_ids.len()])
+    }
+
+    /// As [`FlatBatch::push_cached`], with the id that should follow each token, or [`IGNORE_INDEX`].
+    ///
+    /// # Errors
+    /// As [`FlatBatch::push_cached`], and when the lengths differ.
+    pub fn push_cached_with_targets(
+        &mut self,
+        slot: u32,
+        start: u32,
+        input_ids: &[u32],
+        targets: &[i32],
+    ) -> Result<()> {
         if self.slots.contains(&slot) {
             return Err(Error::Batch(format!("cache slot {slot} is in the batch twice")));
         }
@@ -76,7 +90,7 @@ impl FlatBatch {
         if end > i32::MAX as usize {
             return Err(Error::Batch(format!("position {end} is too large")));
         }
-        self.push(input_ids, &vec![IGNORE_INDEX; input_ids.len()])?;
+        self.push(input_ids, targets)?;
         let first = self.positions.len() - input_ids.len();
         self.positions.truncate(first);
         self.positions.extend(start..end as u32);

@@ -1,5 +1,6 @@
 //! A model's tokenizer, from a Hugging Face folder or from GGUF metadata.
 
+mod bytes;
 pub(crate) mod files;
 mod folder;
 mod gguf;

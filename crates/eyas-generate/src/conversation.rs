@@ -3,6 +3,8 @@
 //! The recipe remembers two turns: the previous question and its answer. They come first, then the line "Here, is the
 //! next QUESTION:", then the new question. A model with a chat template sees the remembered turns through it instead.
 
+use std::sync::atomic::AtomicBool;
+
 use eyas_backend::Backend;
 use eyas_data::conversation::HUMAN;
 use eyas_data::{PromptFormat, Role, Tokenizer, Turn};
@@ -151,7 +153,8 @@ impl ChatSession {
     /// Asks a question, with the memory, and remembers the answer. `on_text` is given the tidied answer piece by piece:
     /// nothing of it is taken back. An adapter's answer and the base's share one memory.
     ///
-    /// An answer has at least half of the context, or all of `max_new_tokens`; memory gives way.
+    /// An answer has at least half of the context, or all of `max_new_tokens`; memory gives way. Raising `stop` ends it
+    /// with what there is, which is remembered.
     ///
     /// # Errors
     /// As [`ChatSession::prompt`] and [`Generator::generate`]; nothing is remembered then.
@@ -161,6 +164,7 @@ impl ChatSession {
         question: &str,
         params: &SamplingParams,
         adapter: Option<AdapterId>,
+        stop: &AtomicBool,
         on_text: &mut dyn FnMut(&str),
     ) -> Result<Reply> {
         let positions = generator.engine().options().positions;
@@ -179,7 +183,7 @@ impl ChatSession {
                 on_text(piece);
             }
         };
-        let answer = generator.generate(request, &mut |piece| show(&tidy.push(piece)))?;
+        let answer = generator.generate_until(request, stop, &mut |piece| show(&tidy.push(piece)))?;
         show(&tidy.finish(answer.finish != FinishReason::Length));
         self.remember(question.trim(), text.as_str());
         Ok(Reply { text, answer, forgotten })

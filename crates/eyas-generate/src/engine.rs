@@ -10,7 +10,7 @@ mod slots;
 
 use std::collections::VecDeque;
 
-use eyas_backend::{Backend, FlatBatch};
+use eyas_backend::{Backend, FlatBatch, IGNORE_INDEX};
 use eyas_model::{ActiveAdapter, Cache, DeviceBatch, LoraAdapter, LoraLayout, MemoryPlan, Model, Workspace};
 
 use crate::sampling::{Sampler, SamplerScratch, SamplingParams, TokenLogprobs};
@@ -36,6 +36,9 @@ impl Default for EngineOptions {
     }
 }
 
+/// Rows of logits at a time where a prompt's log-probabilities are wanted.
+const PROMPT_ROWS: usize = 16;
+
 impl EngineOptions {
     /// For `slots` sequences of at most `positions` tokens.
     pub fn new(slots: usize, positions: usize) -> Self {
@@ -49,8 +52,9 @@ impl EngineOptions {
     }
 
     fn plan(&self) -> MemoryPlan {
-        // A sequence is in a pass once, so that there are never more rows of logits than slots.
-        MemoryPlan::forward_only(self.prefill_chunk + self.slots, self.slots, self.slots)
+        // A sequence is in a pass once, so that there are never more last rows of logits than slots; prompts whose
+        // log-probabilities are wanted take several at a time.
+        MemoryPlan::forward_only(self.prefill_chunk + self.slots, self.slots, self.slots.max(PROMPT_ROWS))
     }
 
     fn validate(&self, model_positions: usize) -> Result<()> {
@@ -90,12 +94,15 @@ pub struct Request {
     pub adapter: Option<AdapterId>,
     /// Tells apart the draws of several answers to one prompt that share a seed.
     pub stream: u32,
+    /// Report the log-probabilities of the prompt's tokens after the first, each with so many likeliest ones in its
+    /// place. Nothing of such a prompt is taken from the cache.
+    pub prompt_logprobs: Option<usize>,
 }
 
 impl Request {
     /// One answer.
     pub fn new(prompt: Vec<u32>, params: SamplingParams, adapter: Option<AdapterId>) -> Self {
-        Self { prompt, params, adapter, stream: 0 }
+        Self { prompt, params, adapter, stream: 0, prompt_logprobs: None }
     }
 }
 
@@ -113,11 +120,21 @@ pub enum FinishReason {
     Stop,
     /// It reached `max_new_tokens`, or the end of its slot.
     Length,
+    /// Whoever asked wanted no more of it. The engine itself never says so.
+    Interrupted,
 }
 
 /// What a step made of one sequence.
 #[derive(Debug)]
 pub enum Event {
+    /// Log-probabilities of prompt tokens, in their order from the second on; they come in pieces, before the first
+    /// token.
+    Prompt {
+        /// The sequence.
+        sequence: SequenceId,
+        /// Those of the next tokens of the prompt.
+        logprobs: Vec<TokenLogprobs>,
+    },
     /// A token.
     Token {
         /// The sequence.
@@ -148,6 +165,8 @@ struct Sequence {
     /// Tokens not yet in the cache: the rest of the prompt, then always the last token chosen.
     pending: VecDeque<u32>,
     produced: usize,
+    /// Alternatives to report for each token of the prompt, if any log-probabilities are.
+    prompt_logprobs: Option<usize>,
 }
 
 /// Runs sequences over a model. See the [module](self).
@@ -304,7 +323,9 @@ impl<'m, B: Backend> Engine<'m, B> {
     pub fn submit(&mut self, request: &Request) -> Result<SequenceId> {
         let mut sampler = self.sampler(request)?;
         sampler.observe(&request.prompt);
-        let Some((slot, reused)) = self.slots.take(&request.prompt, request.adapter) else {
+        // What is in the cache was run already, and its logits are gone.
+        let known = if request.prompt_logprobs.is_some() { &[] } else { &request.prompt[..] };
+        let Some((slot, reused)) = self.slots.take(known, request.adapter) else {
             return Err(Error::Full { slots: self.options.slots });
         };
         self.reused += reused as u64;
@@ -317,6 +338,7 @@ impl<'m, B: Backend> Engine<'m, B> {
             sampler,
             pending: request.prompt[reused..].iter().copied().collect(),
             produced: 0,
+            prompt_logprobs: request.prompt_logprobs,
         });
         Ok(id)
     }
@@ -381,9 +403,16 @@ impl<'m, B: Backend> Engine<'m, B> {
                 continue;
             }
             let start = self.slots.len(sequence.slot) as u32;
-            let tokens = &sequence.pending.make_contiguous()[..share];
-            self.batch.push_cached(sequence.slot as u32, start, tokens)?;
-            answers |= share == sequence.pending.len();
+            let (slot, scores) = (sequence.slot as u32, sequence.scores_prompt());
+            let pending = &*sequence.pending.make_contiguous();
+            if scores {
+                let next = pending[1..].iter().map(|&id| id as i32).chain([IGNORE_INDEX]);
+                let targets: Vec<i32> = next.take(share).collect();
+                self.batch.push_cached_with_targets(slot, start, &pending[..share], &targets)?;
+            } else {
+                self.batch.push_cached(slot, start, &pending[..share])?;
+            }
+            answers |= share == pending.len();
         }
         let active = adapter.map(|adapter| self.adapters.get(adapter)).transpose()?;
         self.on_device.load(self.backend, &self.batch)?;
@@ -394,6 +423,8 @@ impl<'m, B: Backend> Engine<'m, B> {
             &mut self.workspace,
             &mut self.cache,
         )?;
+        let scores = self.batch.target_tokens() > 0;
+        let damaged = if scores { self.score_prompts(first, events)? } else { Vec::new() };
         if answers {
             self.model.last_logits(self.backend, &self.on_device, &mut self.workspace, &mut self.logits)?;
         }
@@ -406,12 +437,17 @@ impl<'m, B: Backend> Engine<'m, B> {
             }
             self.slots.extend(sequence.slot, sequence.pending.drain(..*share));
             *share = 0;
-            if sequence.pending.is_empty() {
+            if damaged.contains(&sequence.id) {
+                self.slots.discard(sequence.slot);
+                let reason =
+                    "those of the prompt are not all finite; the weights, or the adapter's, are damaged";
+                events.push(Event::Failed { sequence: sequence.id, error: Error::Logits(reason.into()) });
+            } else if sequence.pending.is_empty() {
                 let logits = &mut self.logits[row * vocab..(row + 1) * vocab];
                 let room = self.options.positions - self.slots.len(sequence.slot);
                 let event = sequence.advance(logits, room, &mut self.scratch);
                 match event {
-                    Event::Token { finish: None, .. } => {}
+                    Event::Token { finish: None, .. } | Event::Prompt { .. } => {}
                     Event::Token { .. } => self.slots.release(sequence.slot),
                     // Its keys and values are as suspect as its logits.
                     Event::Failed { .. } => self.slots.discard(sequence.slot),
@@ -424,7 +460,48 @@ impl<'m, B: Backend> Engine<'m, B> {
     }
 }
 
+impl<B: Backend> Engine<'_, B> {
+    /// The log-probabilities of the prompt tokens that follow those of the pass that just ran. Returns the sequences
+    /// whose logits are not all finite.
+    fn score_prompts(&mut self, first: usize, events: &mut Vec<Event>) -> Result<Vec<SequenceId>> {
+        let adapter = self.sequences[first].adapter;
+        let in_pass = self.sequences.iter().zip(&self.shares).skip(first);
+        let mut scored: Vec<(&Sequence, usize, Vec<Option<TokenLogprobs>>)> = in_pass
+            .filter(|(sequence, share)| {
+                sequence.adapter == adapter && **share > 0 && sequence.scores_prompt()
+            })
+            .map(|(sequence, &share)| (sequence, share.min(sequence.pending.len() - 1), Vec::new()))
+            .filter(|(_, rows, _)| *rows > 0)
+            .collect();
+        let vocab = self.model.decoder().vocab_size;
+        let mut current = 0;
+        self.model.target_logits(self.backend, &self.on_device, &mut self.workspace, |_, rows| {
+            for row in rows.chunks_exact(vocab) {
+                while scored[current].1 == scored[current].2.len() {
+                    current += 1;
+                }
+                let (sequence, _, found) = &mut scored[current];
+                let token = sequence.pending[found.len() + 1];
+                found.push(TokenLogprobs::of(row, token, sequence.prompt_logprobs.unwrap_or(0)));
+            }
+        })?;
+        let mut damaged = Vec::new();
+        for (sequence, _, logprobs) in scored {
+            match logprobs.into_iter().collect() {
+                Some(logprobs) => events.push(Event::Prompt { sequence: sequence.id, logprobs }),
+                None => damaged.push(sequence.id),
+            }
+        }
+        Ok(damaged)
+    }
+}
+
 impl Sequence {
+    /// Whether the tokens that are pending are the prompt's and their log-probabilities are wanted.
+    fn scores_prompt(&self) -> bool {
+        self.prompt_logprobs.is_some() && self.produced == 0
+    }
+
     /// Chooses a token. `room` is how many more tokens fit into the slot.
     fn advance(&mut self, logits: &mut [f32], room: usize, scratch: &mut SamplerScratch) -> Event {
         let choice = match self.sampler.choose(logits, scratch) {

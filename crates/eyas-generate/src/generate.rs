@@ -1,6 +1,7 @@
 //! Text in, text out: an engine with a tokenizer, for one answer at a time or many.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use eyas_backend::Backend;
@@ -33,14 +34,21 @@ pub struct Answer {
 impl Answer {
     /// Tokens a second, after the first.
     pub fn tokens_per_second(&self) -> f64 {
-        let seconds = (self.total - self.first_token).as_secs_f64();
-        if seconds > 0.0 { (self.tokens.len() - 1) as f64 / seconds } else { 0.0 }
+        let seconds = self.total.saturating_sub(self.first_token).as_secs_f64();
+        if seconds > 0.0 { self.tokens.len().saturating_sub(1) as f64 / seconds } else { 0.0 }
     }
 }
 
 /// What a step made of one sequence, as text.
 #[derive(Debug)]
 pub enum TextEvent {
+    /// Log-probabilities of prompt tokens, as in [`Event::Prompt`].
+    Prompt {
+        /// The sequence.
+        sequence: SequenceId,
+        /// Those of the next tokens of the prompt.
+        logprobs: Vec<TokenLogprobs>,
+    },
     /// A token.
     Token {
         /// The sequence.
@@ -136,6 +144,7 @@ impl<'m, B: Backend> Generator<'m, B> {
 
     fn text_event(&mut self, event: Event) -> TextEvent {
         match event {
+            Event::Prompt { sequence, logprobs } => TextEvent::Prompt { sequence, logprobs },
             Event::Failed { sequence, error } => {
                 self.streams.remove(&sequence);
                 TextEvent::Failed { sequence, error }
@@ -181,7 +190,20 @@ impl<'m, B: Backend> Generator<'m, B> {
     /// # Errors
     /// As [`Engine::submit`] and [`Engine::step`].
     pub fn generate(&mut self, request: Request, on_text: &mut dyn FnMut(&str)) -> Result<Answer> {
-        let mut answers = self.generate_all(vec![request], &mut |_, text| on_text(text))?;
+        self.generate_until(request, &AtomicBool::new(false), on_text)
+    }
+
+    /// As [`Generator::generate`], and ends with what there is after the step in which `stop` was raised.
+    ///
+    /// # Errors
+    /// As [`Generator::generate`].
+    pub fn generate_until(
+        &mut self,
+        request: Request,
+        stop: &AtomicBool,
+        on_text: &mut dyn FnMut(&str),
+    ) -> Result<Answer> {
+        let mut answers = self.all_until(vec![request], stop, &mut |_, text| on_text(text))?;
         // One request makes one answer.
         answers.pop().ok_or(Error::Full { slots: self.engine.options().slots })
     }
@@ -196,8 +218,17 @@ impl<'m, B: Backend> Generator<'m, B> {
         requests: Vec<Request>,
         on_text: &mut dyn FnMut(usize, &str),
     ) -> Result<Vec<Answer>> {
+        self.all_until(requests, &AtomicBool::new(false), on_text)
+    }
+
+    fn all_until(
+        &mut self,
+        requests: Vec<Request>,
+        stop: &AtomicBool,
+        on_text: &mut dyn FnMut(usize, &str),
+    ) -> Result<Vec<Answer>> {
         let mut running = HashMap::new();
-        let result = self.run_all(requests, &mut running, on_text);
+        let result = self.run_all(requests, stop, &mut running, on_text);
         for id in running.into_keys() {
             self.remove(id);
         }
@@ -207,6 +238,7 @@ impl<'m, B: Backend> Generator<'m, B> {
     fn run_all(
         &mut self,
         requests: Vec<Request>,
+        stop: &AtomicBool,
         running: &mut HashMap<SequenceId, (usize, Answer, Instant)>,
         on_text: &mut dyn FnMut(usize, &str),
     ) -> Result<Vec<Answer>> {
@@ -224,12 +256,23 @@ impl<'m, B: Backend> Generator<'m, B> {
             if running.is_empty() {
                 return Err(Error::Full { slots: self.engine.options().slots });
             }
+            if stop.load(Ordering::SeqCst) {
+                for (number, request) in waiting {
+                    answers[number] = Some(Answer::empty(request.prompt.len()));
+                }
+                for (number, mut answer, start) in running.values().cloned() {
+                    answer.total = start.elapsed();
+                    answers[number] = Some(answer);
+                }
+                break;
+            }
             self.step(&mut events)?;
             for event in events.drain(..) {
                 let (sequence, token, text, logprobs, finish) = match event {
                     TextEvent::Token { sequence, token, text, logprobs, finish } => {
                         (sequence, token, text, logprobs, finish)
                     }
+                    TextEvent::Prompt { .. } => continue,
                     TextEvent::Failed { error, .. } => return Err(error),
                 };
                 let Some((number, answer, start)) = running.get_mut(&sequence) else { continue };
@@ -261,7 +304,7 @@ impl Answer {
             text: String::new(),
             tokens: Vec::new(),
             logprobs: Vec::new(),
-            finish: FinishReason::Length,
+            finish: FinishReason::Interrupted,
             prompt_tokens,
             first_token: Duration::ZERO,
             total: Duration::ZERO,

@@ -4,7 +4,9 @@ mod common;
 
 use common::{BASES, backend, drain, engine, greedy, load, note, run};
 use eyas_backend::{Backend, CpuBackend, DeviceTensor, FlatBatch};
-use eyas_generate::{Engine, EngineOptions, Error, Event, FinishReason, Request, SamplingParams, SequenceId};
+use eyas_generate::{
+    Engine, EngineOptions, Error, Evaluator, Event, FinishReason, Request, SamplingParams, SequenceId,
+};
 use eyas_model::{Cache, DeviceBatch, MemoryPlan, Model, Workspace};
 
 /// Prompts of different lengths that all vocabularies hold.
@@ -136,6 +138,48 @@ fn a_longer_conversation_reuses_its_slot() {
     assert_eq!(engine.reused_tokens(), before);
     let (mut fresh, adapter) = common::engine(&backend, &model, "llama3", EngineOptions::new(1, 60));
     assert_eq!(tuned, run(&mut fresh, &Request::new(longer, greedy(8), Some(adapter))));
+}
+
+#[test]
+fn a_prompts_log_probabilities_come_in_chunks() {
+    let backend = backend();
+    let base = "smollm2";
+    let model = load(&backend, base);
+    let options = EngineOptions { prefill_chunk: 4, ..EngineOptions::new(3, 40) };
+    let (mut busy, adapter) = engine(&backend, &model, base, options);
+    // A prompt that the cache holds is run again.
+    run(&mut busy, &Request::new(prompts()[3].clone(), greedy(2), None));
+    let reused = busy.reused_tokens();
+    let requests: Vec<Request> = [(3, None), (1, Some(adapter)), (0, None)]
+        .into_iter()
+        .map(|(prompt, adapter)| Request {
+            prompt_logprobs: Some(2),
+            ..Request::new(prompts()[prompt].clone(), greedy(3), adapter)
+        })
+        .collect();
+    let ids: Vec<_> = requests.iter().map(|request| busy.submit(request).unwrap()).collect();
+    let mut found = vec![Vec::new(); ids.len()];
+    let mut events = Vec::new();
+    while busy.active() > 0 {
+        busy.step(&mut events).unwrap();
+        for event in events.drain(..) {
+            if let Event::Prompt { sequence, logprobs } = event {
+                found[ids.iter().position(|&id| id == sequence).unwrap()].extend(logprobs);
+            }
+        }
+    }
+    assert_eq!(busy.reused_tokens(), reused);
+    let mut evaluator = Evaluator::new(&backend, &model, 40).unwrap();
+    for (request, found) in requests.iter().zip(found) {
+        let active = request.adapter.map(|adapter| busy.adapter(adapter).unwrap());
+        let expected = evaluator.token_logprobs(&request.prompt, active, 2).unwrap();
+        assert_eq!(found.len(), request.prompt.len() - 1);
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!((found.logprob - expected.logprob).abs() < 1e-4, "{found:?} {expected:?}");
+            assert_eq!(found.top.len(), 2);
+            assert_eq!(found.top[0].0, expected.top[0].0);
+        }
+    }
 }
 
 #[test]

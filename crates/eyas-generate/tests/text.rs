@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use common::{backend, greedy, load};
 use eyas_data::{Example, PromptFormat, Tokenizer};
 use eyas_generate::stream::AnswerStream;
@@ -35,6 +37,11 @@ fn tokenizer() -> Tokenizer {
     std::fs::write(folder.path().join("tokenizer_config.json"), json!({"eos_token": "</s>"}).to_string())
         .unwrap();
     Tokenizer::from_folder(folder.path()).unwrap()
+}
+
+/// A stop flag that nobody raises.
+fn go_on() -> AtomicBool {
+    AtomicBool::new(false)
 }
 
 fn ids(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
@@ -251,18 +258,45 @@ fn a_conversation_is_asked_and_remembered() {
     let mut session = ChatSession::new(PromptFormat::human_assistant());
     let params = SamplingParams { max_new_tokens: 10, ignore_eos: true, ..SamplingParams::recipe() };
     let mut shown = String::new();
-    let first =
-        session.ask(&mut generator, " a? ", &params, Some(adapter), &mut |text| shown += text).unwrap();
+    let first = session
+        .ask(&mut generator, " a? ", &params, Some(adapter), &go_on(), &mut |text| shown += text)
+        .unwrap();
     assert_eq!(shown, first.text);
     assert_eq!(first.text, Comparison::tidied(&first.answer));
     assert_eq!(session.history()[0].question, "a?");
     assert_eq!(session.history()[0].answer, first.text);
     assert!(session.prompt_text("b?").unwrap().contains("Here, is the next QUESTION:"));
     // The line before the question alone is too long for what is left of this context.
-    let second = session.ask(&mut generator, "b?", &params, None, &mut |_| {}).unwrap();
+    let second = session.ask(&mut generator, "b?", &params, None, &go_on(), &mut |_| {}).unwrap();
     assert_eq!((second.forgotten, session.history().len()), (1, 2));
-    assert!(session.ask(&mut generator, "", &params, None, &mut |_| {}).is_err());
+    assert!(session.ask(&mut generator, "", &params, None, &go_on(), &mut |_| {}).is_err());
     assert_eq!(session.history().len(), 2);
+}
+
+#[test]
+fn a_stopped_answer_is_remembered_as_far_as_it_came() {
+    let (backend, tokenizer) = (backend(), tokenizer());
+    let model = load(&backend, "smollm2");
+    let engine = Engine::new(&backend, &model, EngineOptions::new(1, 64)).unwrap();
+    let mut generator = Generator::new(engine, &tokenizer).unwrap();
+    let params = SamplingParams { max_new_tokens: 30, ignore_eos: true, ..SamplingParams::recipe() };
+    let request = Request::new(ids(&tokenizer, "a?"), params.clone(), None);
+    let stop = go_on();
+    let mut pieces = 0;
+    let answer = generator
+        .generate_until(request, &stop, &mut |_| {
+            pieces += 1;
+            stop.store(pieces == 3, Ordering::SeqCst);
+        })
+        .unwrap();
+    assert_eq!((answer.finish, pieces), (FinishReason::Interrupted, 3));
+    assert!(answer.tokens.len() < 30);
+    assert_eq!(generator.engine().free_slots(), 1);
+
+    let mut session = ChatSession::new(PromptFormat::human_assistant());
+    let reply = session.ask(&mut generator, "a?", &params, None, &stop, &mut |_| {}).unwrap();
+    assert_eq!((reply.text.as_str(), reply.answer.finish), ("", FinishReason::Interrupted));
+    assert_eq!(session.history().len(), 1);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What can be typed.
 
+use std::net::IpAddr;
 use std::num::NonZero;
 use std::path::PathBuf;
 
@@ -38,6 +39,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Talk to a model in the terminal
     Chat(ChatArgs),
+    /// Serve a model and its adapters: a chat page for people, an API for programs
+    Serve(ServeArgs),
     /// Print every key of a recipe with its default and meaning
     Recipe,
     /// Say what memory a run takes, and which blocks are computed twice, without a card or weights
@@ -233,4 +236,86 @@ pub struct ChatArgs {
     /// Instructions before the first turn
     #[arg(long)]
     pub system: Option<String>,
+}
+
+/// How far the safety layer reaches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum CareArg {
+    /// Chat: a concern is answered with help, and answers are checked
+    #[default]
+    On,
+    /// Chat and raw completions
+    Strict,
+    /// Nowhere
+    Off,
+}
+
+/// Options of `serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// The base model: a folder, a GGUF file, or a name in the Hugging Face cache; by default the one that the first
+    /// adapter was trained on
+    #[arg(long)]
+    pub model: Option<String>,
+    /// An adapter's folder, and the name that requests call it by; may be repeated [default: runs/demo, where it exists]
+    #[arg(long = "adapter", value_name = "[NAME=]FOLDER")]
+    pub adapters: Vec<String>,
+    /// What requests call the base model [default: the last part of its name]
+    #[arg(long)]
+    pub model_name: Option<String>,
+    /// How a conversation becomes a prompt for the base; an adapter's follows from how it was trained
+    #[arg(long, value_enum, default_value_t)]
+    pub prompt: PromptArg,
+    /// Change a key of the recipe, such as temperature; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// The address to listen on; the default is reachable from this machine only
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: IpAddr,
+    /// The port to listen on; 0 takes a free one
+    #[arg(long, default_value_t = 8080)]
+    pub port: u16,
+    /// Requests must carry this key. Better in the environment, as EYAS_API_KEY: options can be seen by other users
+    #[arg(long, value_name = "KEY")]
+    pub api_key: Option<String>,
+    /// An origin whose scripts may call the API, such as https://example.org; may be repeated [default: none]
+    #[arg(long = "cors-origin", value_name = "ORIGIN")]
+    pub cors_origins: Vec<String>,
+    /// Another name under which the server may be called, as behind a proxy; may be repeated. On other addresses than
+    /// this machine's own any name is allowed unless one is given
+    #[arg(long = "allowed-host", value_name = "NAME")]
+    pub allowed_hosts: Vec<String>,
+    /// Answers at once
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    pub max_concurrent: usize,
+    /// Requests that may wait; further ones are told to come back
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub max_queue: usize,
+    /// Open connections
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    pub max_connections: usize,
+    /// Bytes of a request
+    #[arg(long, default_value_t = 1 << 20, value_name = "BYTES")]
+    pub max_body: usize,
+    /// Tokens of a conversation with its answer [default: the model's limit, at most 2048]
+    #[arg(long, value_name = "TOKENS")]
+    pub context: Option<usize>,
+    /// The safety layer: in chat, in raw completions too, or not at all
+    #[arg(long, value_enum, default_value_t)]
+    pub care: CareArg,
+    /// A TOML file laid over the safety layer's rules, texts and helplines
+    #[arg(long, value_name = "FILE")]
+    pub care_rules: Option<PathBuf>,
+    /// Whose helplines are given where a person named no region: a country's two letters
+    #[arg(long, value_name = "XX")]
+    pub region: Option<String>,
+    /// Store conversations of those who consent; without it nothing that people write is kept
+    #[arg(long, value_name = "FOLDER", requires = "consent_text")]
+    pub store_conversations: Option<PathBuf>,
+    /// The text that they consent to
+    #[arg(long, value_name = "FILE", requires = "store_conversations")]
+    pub consent_text: Option<PathBuf>,
+    /// The page's title
+    #[arg(long, default_value = "Mental Health Conversational AI")]
+    pub title: String,
 }

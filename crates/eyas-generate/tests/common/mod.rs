@@ -92,6 +92,7 @@ pub fn note(found: &mut [Outcome], ids: &[SequenceId], event: Event) {
             found[place].0.push(token);
             found[place].1 = finish;
         }
+        Event::Prompt { .. } => panic!("nobody asked for it"),
         Event::Failed { error, .. } => panic!("{error}"),
     }
 }

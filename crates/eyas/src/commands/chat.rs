@@ -6,9 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use eyas_backend::Backend;
-use eyas_generate::{
-    AdapterId, ChatSession, FinishReason, Generator, Request, SamplingParams, TextEvent, Tidy,
-};
+use eyas_generate::{AdapterId, ChatSession, Error, Generator, SamplingParams};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
@@ -128,52 +126,28 @@ impl<B: Backend> Chat<'_, B> {
     }
 
     fn answer(&mut self, question: &str, stop: &AtomicBool) -> Result<()> {
-        let room =
-            self.generator.engine().options().positions.saturating_sub(self.params.max_new_tokens).max(1);
-        let prompt = match self.session.prompt(question, self.generator.tokenizer(), room) {
-            Ok(prompt) => prompt,
-            Err(error) => {
-                println!("{error}");
-                return Ok(());
-            }
-        };
         let params =
             SamplingParams { seed: self.params.seed.wrapping_add(self.answers), ..self.params.clone() };
         self.answers += 1;
         stop.store(false, Ordering::SeqCst);
-        let id = self.generator.submit(Request::new(prompt.ids, params, self.active))?;
-        let mut tidy = Tidy::recipe().stream();
-        let mut answer = String::new();
-        let mut events = Vec::new();
-        let complete = loop {
-            self.generator.step(&mut events)?;
-            let mut end = None;
-            for event in events.drain(..) {
-                match event {
-                    TextEvent::Token { text, finish, .. } => {
-                        show(&mut answer, &tidy.push(&text))?;
-                        end = end.or(finish);
-                    }
-                    TextEvent::Failed { error, .. } => return Err(error.into()),
+        let mut failed = None;
+        let asked =
+            self.session.ask(&mut self.generator, question, &params, self.active, stop, &mut |text| {
+                if let Err(error) = show(text) {
+                    failed.get_or_insert(error);
                 }
-            }
-            if let Some(finish) = end {
-                break finish == FinishReason::Eos;
-            }
-            if stop.load(Ordering::SeqCst) {
-                self.generator.remove(id);
-                break true;
-            }
-        };
-        show(&mut answer, &tidy.finish(complete))?;
-        println!("\n");
-        self.session.remember(question, answer);
-        Ok(())
+            });
+        match asked {
+            Ok(_) => println!("\n"),
+            // What was typed cannot be answered; something else can.
+            Err(error @ (Error::Prompt(_) | Error::PromptTooLong { .. })) => println!("{error}"),
+            Err(error) => return Err(error.into()),
+        }
+        failed.map_or(Ok(()), Err)
     }
 }
 
-fn show(answer: &mut String, text: &str) -> Result<()> {
-    answer.push_str(text);
+fn show(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output")
 }

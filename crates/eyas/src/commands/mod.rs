@@ -8,4 +8,5 @@ pub mod doctor;
 pub mod estimate;
 pub mod generate;
 pub mod recipe;
+pub mod serve;
 pub mod train;
