@@ -19,8 +19,7 @@ onSizes("moods are saved with a note, drawn, listed and deleted", async (site) =
   await page.waitForSelector("text=Once you save a mood");
   await saveMood(page, 2, "a grey day");
   await saveMood(page, 4);
-  await page.waitForSelector(".chart svg");
-  assert.equal(await page.locator(".chart .dot").count(), 2);
+  await page.waitForFunction(() => document.querySelectorAll(".chart .dot").length === 2);
   assert.match(await page.getAttribute(".chart svg", "aria-label"), /^Mood: 2 records, from 2 on .* to 4 on /);
   await page.click("summary");
   assert.match(await page.textContent(".scroll tbody"), /Low · a grey day/);
@@ -65,7 +64,8 @@ onSizes("PHQ-9: what is open is named, then the score is explained without a dia
   await page.click(".result button.main");
   await page.waitForSelector(".check-in:not([hidden])");
   await page.selectOption("#series", { label: "PHQ-9" });
-  assert.equal(await page.locator(".chart .dot").count(), 1);
+  await page.waitForFunction(() => document.querySelectorAll(".chart .dot").length === 1);
+  await page.waitForSelector(".chart svg[aria-label^='PHQ-9']");
   assert.match(await page.getAttribute(".chart svg", "aria-label"), /^PHQ-9: 1 records/);
   const kept = await page.evaluate(() => localStorage.getItem("eyas.scores"));
   assert.doesNotMatch(kept, /answers/);

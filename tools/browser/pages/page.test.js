@@ -7,7 +7,7 @@ import { startFakeServer } from "../fake_server.mjs";
 
 useBrowser();
 
-/** The promise, in bytes as they are stored, not as they are compressed on the way. */
+/** The page's promise, in bytes as they are stored, not as they are compressed on the way. */
 const FIRST_PAINT_BYTES = 100_000;
 
 test("the first paint takes less than 100 kB", { timeout: 60_000 }, async (t) => {
