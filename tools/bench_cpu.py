@@ -1,6 +1,6 @@
 """Training and generation on a CPU, eyas beside transformers + PEFT + bitsandbytes on the same machine.
 
-    cargo build --release -p eyas-train --example bench -p eyas-generate --example decode
+    cargo build --release -p eyas -p eyas-generate --bins --example decode
     python tools/bench_cpu.py [--threads 2]
 
 The shape of SmolLM2-135M with random weights (speed does not depend on the values), LoRA r 32 on every linear layer,
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 TOKENS, LENGTH, BATCH, STEPS = 24, 256, 4, 4
-EXAMPLES = Path(__file__).resolve().parent.parent / "target/release/examples"
+RELEASE = Path(__file__).resolve().parent.parent / "target/release"
 
 
 def make_model(folder: Path) -> None:
@@ -89,8 +89,11 @@ def run(command: list, threads: int) -> str:
     return result.stdout + result.stderr
 
 
-def ours(folder: str, threads: int) -> dict:
-    return json.loads(run([EXAMPLES / "bench", folder], threads).strip().splitlines()[-1])
+def ours(threads: int) -> dict:
+    command = [RELEASE / "eyas", "bench", "train", "--device", "cpu", "--threads", str(threads), "--json"]
+    shape = ["--shape", "smollm2-135m", "--batch", str(BATCH), "--length", str(LENGTH)]
+    found = json.loads(run(command + shape, threads).strip().splitlines()[-1])
+    return {"train_tok_s": found["tokens_per_second"], "peak_rss_GB": found["peak_bytes"] / 1e9}
 
 
 def main() -> None:
@@ -108,12 +111,12 @@ def main() -> None:
             make_model(Path(folder))
         flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
         stores = ["nf4", "f32"] + (["bf16"] if "avx512_bf16" in flags else [])
-        rows = {"eyas, before": ours(folder, args.threads)}
+        rows = {"eyas, before": ours(args.threads)}
         for store in stores:
             command = [sys.executable, __file__, "--peer", store, "--model", folder, "--threads", str(args.threads)]
             rows[f"peer, {store}"] = json.loads(run(command, args.threads).strip().splitlines()[-1])
-        rows["eyas, after"] = ours(folder, args.threads)
-        print(run([EXAMPLES / "decode", folder, "--tokens", "128"], args.threads))
+        rows["eyas, after"] = ours(args.threads)
+        print(run([RELEASE / "examples/decode", folder, "--tokens", "128"], args.threads))
     for name, row in rows.items():
         print(name, json.dumps({key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()}))
     best = max(row["train_tok_s"] for name, row in rows.items() if name.startswith("peer"))
