@@ -6,9 +6,8 @@
 //! its sequence: the next prompt that starts with the same tokens is read from where they part.
 
 mod adapters;
+mod sequence;
 mod slots;
-
-use std::collections::VecDeque;
 
 use eyas_backend::{Backend, FlatBatch, IGNORE_INDEX};
 use eyas_model::{ActiveAdapter, Cache, DeviceBatch, LoraAdapter, LoraLayout, MemoryPlan, Model, Workspace};
@@ -17,6 +16,7 @@ use crate::sampling::{Sampler, SamplerScratch, SamplingParams, TokenLogprobs};
 use crate::{Error, Result};
 pub use adapters::AdapterId;
 use adapters::Adapters;
+use sequence::Sequence;
 use slots::Slots;
 
 /// The size of an engine.
@@ -153,20 +153,6 @@ pub enum Event {
         /// Why.
         error: Error,
     },
-}
-
-/// A sequence in its slot.
-#[derive(Debug)]
-struct Sequence {
-    id: SequenceId,
-    slot: usize,
-    adapter: Option<AdapterId>,
-    sampler: Sampler,
-    /// Tokens not yet in the cache: the rest of the prompt, then always the last token chosen.
-    pending: VecDeque<u32>,
-    produced: usize,
-    /// Alternatives to report for each token of the prompt, if any log-probabilities are.
-    prompt_logprobs: Option<usize>,
 }
 
 /// Runs sequences over a model. See the [module](self).
@@ -493,31 +479,5 @@ impl<B: Backend> Engine<'_, B> {
             }
         }
         Ok(damaged)
-    }
-}
-
-impl Sequence {
-    /// Whether the tokens that are pending are the prompt's and their log-probabilities are wanted.
-    fn scores_prompt(&self) -> bool {
-        self.prompt_logprobs.is_some() && self.produced == 0
-    }
-
-    /// Chooses a token. `room` is how many more tokens fit into the slot.
-    fn advance(&mut self, logits: &mut [f32], room: usize, scratch: &mut SamplerScratch) -> Event {
-        let choice = match self.sampler.choose(logits, scratch) {
-            Ok(choice) => choice,
-            Err(error) => return Event::Failed { sequence: self.id, error },
-        };
-        self.produced += 1;
-        let params = self.sampler.params();
-        let finish = if !params.ignore_eos && params.eos_token_id.contains(&choice.token) {
-            Some(FinishReason::Eos)
-        } else if self.produced >= params.max_new_tokens || room == 0 {
-            Some(FinishReason::Length)
-        } else {
-            self.pending.push_back(choice.token);
-            None
-        };
-        Event::Token { sequence: self.id, token: choice.token, logprobs: choice.logprobs, finish }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use crate::answerer::Answerer;
 use crate::config::Config;
@@ -15,6 +16,9 @@ use crate::models::Models;
 use crate::queue::Queue;
 use crate::worker;
 use crate::{Error, Result};
+
+/// Requests that are turned into tokens, and read by the safety layer, at a time.
+const READERS: usize = 2;
 
 /// What stops a server.
 pub type Stop = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -48,6 +52,7 @@ pub fn serve(
         queue: Arc::clone(&queue),
         metrics: Arc::clone(&metrics),
         slots: answerer.free_slots(),
+        readers: Arc::new(Semaphore::new(READERS)),
         created: now.as_secs(),
     });
     let connections = runtime.spawn({

@@ -57,7 +57,7 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request) -> Res
     // A long conversation takes a while to read, which must not hold up others.
     let (shared, spoken) = (Arc::clone(&app), Arc::clone(&turns));
     let lengths = common.clone();
-    let (care, prompt, length) = blocking(move || {
+    let (care, prompt, length) = blocking(&app, move || {
         // The prompt first: it tells whether so long a conversation is read at all.
         let model = &shared.models.list()[place];
         let prompt = prompt::chat(&shared.models, model, &spoken, remember, wanted)?;
@@ -107,10 +107,20 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request) -> Res
 }
 
 /// Runs what takes long beside the threads that serve connections.
+///
+/// Few requests are read at a time, so that reading never takes the processor from the engine for long.
 pub(super) async fn blocking<T: Send + 'static>(
+    app: &App,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ApiError> {
+    let reader = Arc::clone(&app.readers).acquire_owned().await;
     let failed = |_| ApiError::internal("the server made a mistake with this request");
+    // The place is taken until the work ends, also where its client has gone.
+    let work = move || {
+        let result = work();
+        drop(reader);
+        result
+    };
     tokio::task::spawn_blocking(work).await.map_err(failed)
 }
 

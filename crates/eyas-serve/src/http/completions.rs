@@ -44,7 +44,7 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request) -> Res
     }
 
     let shared = Arc::clone(&app);
-    let (prompts, concern) = blocking(move || {
+    let (prompts, concern) = blocking(&app, move || {
         let tokenizer = shared.models.tokenizer();
         let prompts = completion.prompts(tokenizer, shared.models.vocab())?;
         let care = shared.cares(CareMode::Strict);

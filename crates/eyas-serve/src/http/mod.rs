@@ -19,6 +19,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
@@ -38,6 +39,8 @@ pub(crate) struct App {
     pub metrics: Arc<Metrics>,
     /// Sequences at once.
     pub slots: usize,
+    /// Requests that are read at a time.
+    pub readers: Arc<Semaphore>,
     /// Seconds since 1970 at the start.
     pub created: u64,
 }
