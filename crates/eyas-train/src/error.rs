@@ -113,5 +113,16 @@ pub enum Error {
     Data(#[from] eyas_data::Error),
 }
 
+impl Error {
+    /// Whether the device had no room.
+    pub fn is_out_of_memory(&self) -> bool {
+        use eyas_backend::Error::OutOfMemory;
+        matches!(
+            self,
+            Self::Backend(OutOfMemory { .. }) | Self::Model(eyas_model::Error::Backend(OutOfMemory { .. }))
+        )
+    }
+}
+
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

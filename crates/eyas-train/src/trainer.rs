@@ -120,25 +120,40 @@ impl<'a, B: Backend> Trainer<'a, B> {
             moments: training.optim.moments(),
             host_memory: host_memory(),
         };
-        let budget = match training.memory_budget {
-            MemoryBudget::Bytes(bytes) => Some(bytes),
-            MemoryBudget::Auto => {
-                backend.free_memory()?.map(|free| free.saturating_add(model.footprint().total()))
-            }
-        };
         let rows = opened.as_ref().map(|opened| opened.progress.logit_rows);
-        let plan = TrainingPlan::new::<B>(&shape, training.gradient_checkpointing, budget, rows)?;
+        let plan_now = || -> Result<TrainingPlan> {
+            let budget = match training.memory_budget {
+                MemoryBudget::Bytes(bytes) => Some(bytes),
+                MemoryBudget::Auto => {
+                    backend.free_memory()?.map(|free| free.saturating_add(model.footprint().total()))
+                }
+            };
+            TrainingPlan::new::<B>(&shape, training.gradient_checkpointing, budget, rows)
+        };
 
         let num_train_epochs = max_steps.div_ceil(steps_per_epoch);
         let mut state = TrainerState::new(max_steps, num_train_epochs, training);
-        let mut progress = Progress { logit_rows: plan.memory.logit_rows, ..Progress::default() };
         let restored = opened.as_ref().map(|opened| opened.read(model.decoder(), &layout)).transpose()?;
         let params = match &restored {
             Some(restored) => &restored.params,
             None => &layout.initialize(training.seed),
         };
-        let mut engine =
-            Engine::new(backend, model, layout.clone(), params, plan.moments, plan.memory.clone())?;
+        let allocate = |plan: &TrainingPlan| {
+            Engine::new(backend, model, layout.clone(), params, plan.moments, plan.memory.clone())
+        };
+        let mut plan = plan_now()?;
+        let mut engine = match allocate(&plan) {
+            // Somebody else took memory after it was counted: what is left may still do.
+            Err(error) if error.is_out_of_memory() && training.memory_budget == MemoryBudget::Auto => {
+                plan = plan_now()?;
+                warnings.push(format!(
+                    "memory that had been free was taken by another program ({error}); the run was planned anew"
+                ));
+                allocate(&plan)?
+            }
+            engine => engine?,
+        };
+        let mut progress = Progress { logit_rows: plan.memory.logit_rows, ..Progress::default() };
         if let (Some(opened), Some(restored)) = (opened, restored) {
             engine.optimizer.restore(backend, &restored.optimizer)?;
             progress = opened.progress;

@@ -36,7 +36,7 @@ fn tokenizer() -> Tokenizer {
 }
 
 fn load(backend: &CpuBackend) -> Model<CpuBackend> {
-    let options = LoadOptions { quantize: None, positions: POSITIONS };
+    let options = LoadOptions { quantize: None, positions: POSITIONS, embedding_on_host: false };
     ModelSource::open(&fixture("smollm2")).unwrap().load(backend, options, &mut |_, _| {}).unwrap()
 }
 
