@@ -36,14 +36,21 @@ pub fn recipe_with(name: &str, set: &[String]) -> Result<Recipe> {
 
 /// Reads a recipe: a file, or one inside the program by its name.
 pub fn recipe(name: &str) -> Result<Recipe> {
-    if !Path::new(name).exists() {
-        if let Some((name, text)) = RECIPES.iter().find(|(known, _)| *known == name) {
-            return Ok(Recipe::parse(&format!("recipes/{name}.toml"), text)?);
-        }
-        let known = RECIPES.map(|(known, _)| known).join(", ");
-        bail!("{name}: there is no such file, nor a built-in recipe of that name ({known})");
+    if Path::new(name).is_file() {
+        return Ok(Recipe::read(Path::new(name))?);
     }
-    Ok(Recipe::read(Path::new(name))?)
+    builtin(name)
+}
+
+/// A recipe inside the program.
+pub fn builtin(name: &str) -> Result<Recipe> {
+    match RECIPES.iter().find(|(known, _)| *known == name) {
+        Some((name, text)) => Ok(Recipe::parse(&format!("recipes/{name}.toml"), text)?),
+        None => {
+            let known = RECIPES.map(|(known, _)| known).join(", ");
+            bail!("{name}: there is no such file, nor a built-in recipe of that name ({known})")
+        }
+    }
 }
 
 /// A model on disk with its tokenizer.
@@ -141,7 +148,7 @@ impl Settings {
         let own = adapter.as_ref().map(|folder| folder.join(RECIPE_FILE)).filter(|file| file.is_file());
         let mut recipe = match &own {
             Some(file) => Recipe::read(file)?,
-            None => recipe("mental-health")?,
+            None => builtin("mental-health")?,
         };
         for assignment in &args.set {
             recipe.set(assignment)?;

@@ -22,7 +22,7 @@ const CEILING_ON_CPU: usize = 1024;
 
 pub fn run(device: Choice, args: BenchTrainArgs) -> Result<ExitCode> {
     let decoder = shapes::published(&args.shape)?;
-    let mut recipe = session::recipe("demo")?;
+    let mut recipe = session::builtin("demo")?;
     let rank = args.rank.to_string();
     for (key, value) in [
         ("r", rank.as_str()),

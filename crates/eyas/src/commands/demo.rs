@@ -16,7 +16,7 @@ use crate::session::{self, Files};
 
 pub fn run(device: Choice, args: DemoArgs) -> Result<ExitCode> {
     let start = Instant::now();
-    let mut recipe = session::recipe("demo")?;
+    let mut recipe = session::builtin("demo")?;
     if let Some(model) = args.model {
         recipe.model.model_name_or_path = Some(model);
     }

@@ -17,7 +17,7 @@ use crate::session;
 pub fn run(device: Choice, args: DoctorArgs) -> Result<ExitCode> {
     println!("eyas {} on {} {}", env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH);
     print_report(&eyas_cuda::probe());
-    let recipe: Recipe = session::recipe("demo")?;
+    let recipe: Recipe = session::builtin("demo")?;
     let on_card = device.card()?.is_some();
     device.run(&recipe, Examine { quick: args.quick, on_card })
 }
