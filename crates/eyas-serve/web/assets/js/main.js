@@ -104,11 +104,13 @@ async function route(moved) {
     if (link.getAttribute("href") === `#${name}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  const held = document.activeElement;
   if (name !== "talk") await lazily(name);
   if (!moved) return;
   if (name === "talk" && talk.conversation.turns.length) talk.thread?.toEnd();
   else scrollTo({ top: 0, behavior: "instant" });
-  document.getElementById("main")?.focus({ preventScroll: true });
+  // Who has gone on meanwhile, to help for instance, is not fetched back.
+  if (document.activeElement === held) document.getElementById("main")?.focus({ preventScroll: true });
 }
 
 /** @param {string} name */
