@@ -278,7 +278,7 @@ pub struct ServeArgs {
     /// Requests must carry this key. Better in the environment, as EYAS_API_KEY: options can be seen by other users
     #[arg(long, value_name = "KEY")]
     pub api_key: Option<String>,
-    /// An origin whose scripts may call the API, such as https://example.org; may be repeated [default: none]
+    /// An origin whose scripts may call the API, such as `https://example.org`; may be repeated [default: none]
     #[arg(long = "cors-origin", value_name = "ORIGIN")]
     pub cors_origins: Vec<String>,
     /// Another name under which the server may be called, as behind a proxy; may be repeated. On other addresses than
