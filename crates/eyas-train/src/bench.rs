@@ -10,8 +10,8 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::engine::{Engine, Update};
-use crate::plan::{Shape, TrainingPlan};
-use crate::recipe::{MemoryBudget, Recipe};
+use crate::plan::{self, Shape, TrainingPlan};
+use crate::recipe::Recipe;
 use crate::{Error, Result};
 
 /// How long the rows of a benchmark are.
@@ -120,12 +120,7 @@ pub fn train<B: Backend>(
         moments: training.optim.moments(),
         host_memory: host_memory(),
     };
-    let budget = match training.memory_budget {
-        MemoryBudget::Bytes(bytes) => Some(bytes),
-        MemoryBudget::Auto => {
-            backend.free_memory()?.map(|free| free.saturating_add(model.footprint().total()))
-        }
-    };
+    let budget = plan::budget(backend, model.footprint(), training.memory_budget)?;
     let plan = TrainingPlan::new::<B>(&shape, training.gradient_checkpointing, budget, None)?;
 
     let start = Instant::now();

@@ -8,7 +8,7 @@ use eyas_backend::{Backend, Dtype, MomentStorage};
 use eyas_model::{Decoder, Footprint, LoraLayout, MemoryPlan, Retain, Workspace};
 
 use crate::optimizer::Optimizer;
-use crate::recipe::GradientCheckpointing;
+use crate::recipe::{GradientCheckpointing, MemoryBudget};
 use crate::{Error, Result};
 
 /// Rows of logits at a time, where it gets tight.
@@ -208,6 +208,18 @@ impl fmt::Display for TrainingPlan {
         }
         Ok(())
     }
+}
+
+/// Bytes that a run may take, weights that are there already included; `None` when nobody knows.
+pub(crate) fn budget<B: Backend>(
+    backend: &B,
+    weights: &Footprint,
+    budget: MemoryBudget,
+) -> Result<Option<u64>> {
+    Ok(match budget {
+        MemoryBudget::Bytes(bytes) => Some(bytes),
+        MemoryBudget::Auto => backend.free_memory()?.map(|free| free.saturating_add(weights.total())),
+    })
 }
 
 /// Host memory of paged moments, where it is apart from the device's.

@@ -15,7 +15,7 @@ use crate::checkpoint::{self, Contents, ExtraFile, Progress, TRAINER_STATE_FILE}
 use crate::engine::{Engine, Measured, Update};
 use crate::events::{Ending, Evaluation, Event, Observer, Outcome, StepReport, Summary};
 use crate::optimizer::OptimizerState;
-use crate::plan::{Shape, TrainingPlan};
+use crate::plan::{self, Shape, TrainingPlan};
 use crate::prepare::{Largest, check_dtype, check_rows, starting_checkpoint, within};
 use crate::recipe::{MemoryBudget, Recipe};
 use crate::resume;
@@ -122,12 +122,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         };
         let rows = opened.as_ref().map(|opened| opened.progress.logit_rows);
         let plan_now = || -> Result<TrainingPlan> {
-            let budget = match training.memory_budget {
-                MemoryBudget::Bytes(bytes) => Some(bytes),
-                MemoryBudget::Auto => {
-                    backend.free_memory()?.map(|free| free.saturating_add(model.footprint().total()))
-                }
-            };
+            let budget = plan::budget(backend, model.footprint(), training.memory_budget)?;
             TrainingPlan::new::<B>(&shape, training.gradient_checkpointing, budget, rows)
         };
 
