@@ -27,8 +27,8 @@ fn every_operation_agrees_in_f32() {
 }
 
 #[test]
-fn every_operation_agrees_with_bf16_products() {
-    for kernel in [MatmulKernel::Bf16, MatmulKernel::AmxBf16] {
+fn every_operation_agrees_with_narrow_products() {
+    for kernel in [MatmulKernel::I16, MatmulKernel::Bf16, MatmulKernel::AmxBf16] {
         if kernel.is_supported() {
             assert_all_pass(&rows(kernel, Dtype::Bf16));
         } else {

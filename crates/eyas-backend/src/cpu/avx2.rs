@@ -1,8 +1,9 @@
-//! The tile of the products with AVX2 and FMA.
+//! The tiles of the products with AVX2: `f32`, and 16-bit integers.
 
 use std::arch::x86_64::*;
 
 use super::microkernel::{Kernel, Term, by_rows};
+use super::panel::Layout;
 
 /// `f32` with AVX2 and FMA: 6 x 16 sums in 12 registers.
 pub(super) struct Avx2F32;
@@ -19,6 +20,24 @@ impl Kernel for Avx2F32 {
     unsafe fn tile(rows: usize, terms: &[Term<f32>], c: *mut f32, c_stride: usize, add: bool) {
         // SAFETY: the caller promises the instructions and the operands.
         by_rows!(rows, f32_tile(terms, c, c_stride, add), 1 2 3 4 5 6)
+    }
+}
+
+/// 16-bit integers in groups with AVX2's `vpmaddwd`: two products and their sum in each 32-bit lane. 6 x 16 sums.
+pub(super) struct Avx2I16;
+
+impl Kernel for Avx2I16 {
+    type Element = i16;
+    const MR: usize = 6;
+    const NR: usize = 16;
+    const STEP: usize = 2;
+    const GRAIN: usize = 2;
+    const DEPTH: usize = 512;
+    const ROWS: usize = 48;
+
+    unsafe fn tile(rows: usize, terms: &[Term<i16>], c: *mut f32, c_stride: usize, add: bool) {
+        // SAFETY: the caller promises the instructions and the operands.
+        by_rows!(rows, i16_tile(terms, c, c_stride, add), 1 2 3 4 5 6)
     }
 }
 
@@ -47,9 +66,20 @@ unsafe fn f32_tile<const ROWS: usize>(terms: &[Term<f32>], c: *mut f32, c_stride
             }
         }
     }
+    // SAFETY: the caller promises `ROWS` rows of 16 elements at `c`.
+    unsafe { store(&sums, c, c_stride, add) }
+}
+
+/// Writes a tile, or adds it.
+///
+/// # Safety
+/// The processor has the instructions; `c` has `ROWS` rows of 16 elements, `c_stride` apart.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn store<const ROWS: usize>(sums: &[[__m256; 2]; ROWS], c: *mut f32, c_stride: usize, add: bool) {
     for (i, sums) in sums.iter().enumerate() {
         for (j, &sum) in sums.iter().enumerate() {
-            // SAFETY: the caller promises `ROWS` rows of 16 elements at `c`.
+            // SAFETY: the caller promises the elements.
             unsafe {
                 let out = c.add(i * c_stride + 8 * j);
                 let sum = if add { _mm256_add_ps(_mm256_loadu_ps(out), sum) } else { sum };
@@ -82,4 +112,91 @@ unsafe fn f32_steps<const ROWS: usize, const STEPS: usize>(
             }
         }
     }
+}
+
+/// # Safety
+/// As [`Kernel::tile`] with `ROWS` rows.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn i16_tile<const ROWS: usize>(terms: &[Term<i16>], c: *mut f32, c_stride: usize, add: bool) {
+    let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
+    for term in terms {
+        let (mut a, mut b) = (term.a, term.b);
+        let mut left = term.depth;
+        while left > 0 {
+            let depth = left.min(i16::GROUP);
+            // SAFETY: the caller promises `ROWS` rows of `a` and the panel, each group with its scales behind it.
+            unsafe {
+                i16_group::<ROWS>(a, term.a_stride, b, depth, &mut sums);
+                a = a.add(depth + i16::SCALE);
+                b = b.add((depth + i16::SCALE) * 16);
+            }
+            left -= depth;
+        }
+    }
+    // SAFETY: the caller promises `ROWS` rows of 16 elements at `c`.
+    unsafe { store(&sums, c, c_stride, add) }
+}
+
+/// Adds the products of a group.
+///
+/// # Safety
+/// The processor has the instructions; `a` has `ROWS` rows of `depth` elements and a scale, `b` has `depth * 16`
+/// elements and 16 scales; `depth` is even.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn i16_group<const ROWS: usize>(
+    mut a: *const i16,
+    a_stride: usize,
+    mut b: *const i16,
+    depth: usize,
+    sums: &mut [[__m256; 2]; ROWS],
+) {
+    let mut whole = [[_mm256_setzero_si256(); 2]; ROWS];
+    // SAFETY: the caller promises the elements.
+    unsafe {
+        for _ in 0..depth / 2 {
+            i16_step::<ROWS>(a, a_stride, b, &mut whole);
+            a = a.add(2);
+            b = b.add(2 * 16);
+        }
+        let scales = [_mm256_loadu_ps(b.cast()), _mm256_loadu_ps(b.add(16).cast())];
+        for (i, (whole, sums)) in whole.iter().zip(sums).enumerate() {
+            let scale = _mm256_set1_ps(a.add(i * a_stride).cast::<f32>().read_unaligned());
+            for j in 0..2 {
+                let scale = _mm256_mul_ps(scale, scales[j]);
+                sums[j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole[j]), scale, sums[j]);
+            }
+        }
+    }
+}
+
+/// Adds the products of a pair along the depth.
+///
+/// # Safety
+/// The processor has the instructions; `a` has `ROWS` rows of a pair and `b` 16 pairs.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn i16_step<const ROWS: usize>(
+    a: *const i16,
+    a_stride: usize,
+    b: *const i16,
+    sums: &mut [[__m256i; 2]; ROWS],
+) {
+    // SAFETY: the caller promises the elements; a pair is read as one word of any alignment.
+    unsafe {
+        let b = [_mm256_loadu_si256(b.cast()), _mm256_loadu_si256(b.add(16).cast())];
+        for (i, sums) in sums.iter_mut().enumerate() {
+            let a = _mm256_set1_epi32(a.add(i * a_stride).cast::<i32>().read_unaligned());
+            for (sum, &b) in sums.iter_mut().zip(&b) {
+                multiply_add(sum, a, b);
+            }
+        }
+    }
+}
+
+/// Adds the products of pairs, two and two.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn multiply_add(sum: &mut __m256i, a: __m256i, b: __m256i) {
+    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(a, b));
 }

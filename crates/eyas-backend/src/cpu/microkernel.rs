@@ -17,6 +17,8 @@ use super::simd::Isa;
 pub enum MatmulKernel {
     /// `f32` multiply-adds: AVX-512, AVX2 or what the target always has.
     F32,
+    /// 16-bit integers with a scale for each group along the depth, whole sums within a group: AVX2's `vpmaddwd`.
+    I16,
     /// `bf16` operands, `f32` sums: AVX-512's `vdpbf16ps`.
     Bf16,
     /// `bf16` operands, `f32` sums: the tiles of AMX, `tdpbf16ps`.
@@ -25,17 +27,19 @@ pub enum MatmulKernel {
 
 impl MatmulKernel {
     /// All kernels, the fastest first.
-    pub const ALL: [Self; 3] = [Self::AmxBf16, Self::Bf16, Self::F32];
+    pub const ALL: [Self; 4] = [Self::AmxBf16, Self::Bf16, Self::I16, Self::F32];
 
-    /// The fastest that this processor has.
+    /// The fastest that this processor has. With AVX-512 `f32` is as fast as the integers, which AVX2 multiplies.
     pub fn best() -> Self {
-        Self::ALL.into_iter().find(|kernel| kernel.is_supported()).unwrap_or(Self::F32)
+        let worthwhile = |kernel: &Self| *kernel != Self::I16 || !Isa::Avx512.is_usable();
+        Self::ALL.into_iter().filter(worthwhile).find(|kernel| kernel.is_supported()).unwrap_or(Self::F32)
     }
 
     /// Whether this processor has the instructions, and `EYAS_MAX_CPU_ISA` lets them be used.
     pub fn is_supported(self) -> bool {
         match self {
             Self::F32 => true,
+            Self::I16 => Isa::Avx2.is_usable(),
             Self::Bf16 => Isa::Avx512Bf16.is_usable(),
             Self::AmxBf16 => Isa::Amx.is_usable(),
         }
@@ -46,6 +50,7 @@ impl fmt::Display for MatmulKernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::F32 => "f32",
+            Self::I16 => "16-bit integer",
             Self::Bf16 => "bf16",
             Self::AmxBf16 => "AMX bf16",
         })
@@ -55,11 +60,12 @@ impl fmt::Display for MatmulKernel {
 /// A panel's term of a tile.
 #[derive(Clone, Copy)]
 pub(super) struct Term<E> {
-    /// First row of `a`; its rows are `a_stride` elements apart.
+    /// First row of `a`; its rows are `a_stride` elements apart. Behind each group lies its scale, where the type
+    /// has them ([`Layout::GROUP`]).
     pub a: *const E,
     /// Elements from one row of `a` to the next.
     pub a_stride: usize,
-    /// The panel: `depth * NR` elements.
+    /// The panel: `depth * NR` elements, the columns' scales behind each group.
     pub b: *const E,
     /// Elements along the depth, a multiple of [`Kernel::GRAIN`].
     pub depth: usize,
@@ -105,47 +111,21 @@ pub(super) trait Kernel: 'static {
 
 /// An operand's type.
 pub(super) trait Element: bytemuck::Pod + Send + Sync + Layout {
-    /// Rounds an `f32`.
-    fn narrow(value: f32) -> Self;
-    /// Widens to `f32`.
-    #[cfg_attr(not(test), allow(dead_code))]
-    fn widen(self) -> f32;
     /// `f32` values as they are, where this is their type.
-    fn borrow(values: &[f32]) -> Option<&[Self]>;
+    fn borrow(_values: &[f32]) -> Option<&[Self]> {
+        None
+    }
 }
 
 impl Element for f32 {
-    #[inline(always)]
-    fn narrow(value: f32) -> Self {
-        value
-    }
-
-    fn widen(self) -> f32 {
-        self
-    }
-
     fn borrow(values: &[f32]) -> Option<&[Self]> {
         Some(values)
     }
 }
 
-impl Element for bf16 {
-    #[inline(always)]
-    fn narrow(value: f32) -> Self {
-        // Nearest even, without the branch for NaN that keeps `half`'s conversion from being vectorised: a NaN
-        // keeps its quiet bit here because a product's NaN always has it set.
-        let bits = value.to_bits();
-        Self::from_bits((bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16) as u16)
-    }
+impl Element for bf16 {}
 
-    fn widen(self) -> f32 {
-        self.to_f32()
-    }
-
-    fn borrow(_values: &[f32]) -> Option<&[Self]> {
-        None
-    }
-}
+impl Element for i16 {}
 
 /// `f32` on any processor: loops that the compiler turns into vectors.
 pub(super) struct PortableF32;
@@ -192,6 +172,51 @@ impl Kernel for PortableBf16 {
             portable_tile::<bf16, 32, 2>(rows, terms, c, c_stride, add, |sum, a, b| {
                 sum + a.to_f32() * b.to_f32()
             })
+        }
+    }
+}
+
+/// The arithmetic of [`super::avx2::Avx2I16`] on any processor. Slow.
+#[cfg_attr(not(test), allow(dead_code))]
+pub(super) struct PortableI16;
+
+impl Kernel for PortableI16 {
+    type Element = i16;
+    const MR: usize = 6;
+    const NR: usize = 16;
+    const STEP: usize = 2;
+    const GRAIN: usize = 2;
+    const DEPTH: usize = 512;
+    const ROWS: usize = 48;
+
+    unsafe fn tile(rows: usize, terms: &[Term<i16>], c: *mut f32, c_stride: usize, add: bool) {
+        for row in 0..rows {
+            for col in 0..Self::NR {
+                let mut sum = 0.0f32;
+                for term in terms {
+                    for first in (0..term.depth).step_by(i16::GROUP) {
+                        let depth = i16::GROUP.min(term.depth - first);
+                        let at = first + first / i16::GROUP * i16::SCALE;
+                        // SAFETY: the caller promises `rows` rows of `a` and the panel, with their scales.
+                        sum += unsafe {
+                            let a = term.a.add(row * term.a_stride + at);
+                            let b = term.b.add(at * Self::NR);
+                            let whole = (0..depth).fold(0i32, |sum, k| {
+                                let b = *b.add(k / 2 * 2 * Self::NR + col * 2 + k % 2);
+                                sum.wrapping_add(i32::from(*a.add(k)) * i32::from(b))
+                            });
+                            let a_scale = a.add(depth).cast::<f32>().read_unaligned();
+                            let b_scale = b.add(depth * Self::NR).cast::<f32>().add(col).read_unaligned();
+                            whole as f32 * (a_scale * b_scale)
+                        };
+                    }
+                }
+                // SAFETY: the caller promises `rows` rows of `NR` elements at `c`.
+                unsafe {
+                    let out = c.add(row * c_stride + col);
+                    *out = if add { *out + sum } else { sum };
+                }
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
 //! second, and so on. It is made right before it is used, from 4-bit codes too, so that no dequantised copy of a
 //! weight exists beyond the block of it in the cache.
 
+mod grouped;
 mod layout;
 
 use std::ops::Range;
@@ -13,6 +14,8 @@ use super::dropout::Kept;
 use super::microkernel::Kernel;
 use super::simd::vectorised;
 pub(super) use layout::Layout;
+#[cfg(test)]
+pub(super) use layout::to_bf16;
 
 /// Where the right-hand operand `b` `[depth, cols]` of a product comes from.
 #[derive(Clone, Copy, Debug)]
@@ -79,9 +82,31 @@ pub(super) const fn padded_depth<K: Kernel>(depth: usize) -> usize {
     depth.next_multiple_of(K::GRAIN)
 }
 
+/// Elements that a row or a column of this depth takes, its groups' scales included.
+pub(super) const fn packed_len<K: Kernel>(depth: usize) -> usize {
+    let padded = padded_depth::<K>(depth);
+    padded + padded.div_ceil(K::Element::GROUP) * K::Element::SCALE
+}
+
+/// Where depth `start` lies in a row, at the beginning of a group.
+pub(super) const fn packed_at<K: Kernel>(start: usize) -> usize {
+    start + start / K::Element::GROUP * K::Element::SCALE
+}
+
 /// Elements of the panels of `depth x cols`.
 pub(super) const fn panels_len<K: Kernel>(depth: usize, cols: usize) -> usize {
-    padded_depth::<K>(depth) * cols.next_multiple_of(K::NR)
+    packed_len::<K>(depth) * cols.next_multiple_of(K::NR)
+}
+
+/// Rows of a source that are staged together, where a row of it is a row of a panel.
+const fn staged_rows<K: Kernel>(depth: usize) -> usize {
+    if K::Element::SCALE == 0 {
+        K::STEP
+    } else if padded_depth::<K>(depth) < K::Element::GROUP {
+        padded_depth::<K>(depth)
+    } else {
+        K::Element::GROUP
+    }
 }
 
 /// Most of the depth that is staged at a time: with 32 columns it stays in the first-level cache.
@@ -91,13 +116,13 @@ const STAGED: usize = 256;
 pub(super) const fn staging_len<K: Kernel>(depth: usize, cols: usize) -> usize {
     let padded = padded_depth::<K>(depth);
     let transposed = if padded < STAGED { padded } else { STAGED } * K::NR;
-    let straight = cols.next_multiple_of(K::NR) * K::STEP;
+    let straight = cols.next_multiple_of(K::NR) * staged_rows::<K>(depth);
     if transposed > straight { transposed } else { straight }
 }
 
 /// Packs columns `cols` of `b` at depths `depth`, filling up with zeros.
 ///
-/// `staging` and `panels` are as long as [`staging_len`] and [`panels_len`] say.
+/// `depth` begins a group. `staging` and `panels` are as long as [`staging_len`] and [`panels_len`] say.
 pub(super) fn pack<K: Kernel>(
     source: &Source<'_>,
     depth: Range<usize>,
@@ -106,16 +131,19 @@ pub(super) fn pack<K: Kernel>(
     panels: &mut [K::Element],
 ) {
     let padded = padded_depth::<K>(depth.len());
-    let panel_len = padded * K::NR;
+    let panel_len = packed_len::<K>(depth.len()) * K::NR;
+    let scale = K::Element::SCALE;
     if source.is_transposed() {
         let pieces = padded.div_ceil(STAGED).max(1);
         let piece = padded.div_ceil(pieces).next_multiple_of(32).clamp(1, STAGED);
+        let piece = piece.min(K::Element::GROUP);
         for (p, panel) in
             panels[..panels_len::<K>(depth.len(), cols.len())].chunks_exact_mut(panel_len.max(1)).enumerate()
         {
-            for (start, panel) in (depth.start..).step_by(piece).zip(panel.chunks_mut(piece * K::NR)) {
-                let len = panel.len() / K::NR;
-                let staging = &mut staging[..panel.len()];
+            let chunks = panel.chunks_mut((piece + scale) * K::NR);
+            for (start, panel) in (depth.start..).step_by(piece).zip(chunks) {
+                let len = panel.len() / K::NR - scale;
+                let staging = &mut staging[..len * K::NR];
                 let present = depth.end.saturating_sub(start).min(len);
                 for (j, row) in staging.chunks_exact_mut(len).enumerate() {
                     let col = cols.start + p * K::NR + j;
@@ -132,10 +160,12 @@ pub(super) fn pack<K: Kernel>(
         return;
     }
     let width = cols.len().next_multiple_of(K::NR);
-    let staging = &mut staging[..width * K::STEP];
-    for step in 0..padded / K::STEP {
+    let staged = staged_rows::<K>(depth.len());
+    for first in (0..padded).step_by(staged.max(1)) {
+        let rows = staged.min(padded - first);
+        let staging = &mut staging[..width * rows];
         for (k, row) in staging.chunks_exact_mut(width).enumerate() {
-            let k = depth.start + step * K::STEP + k;
+            let k = depth.start + first + k;
             if k < depth.end {
                 source.read(k, cols.start, &mut row[..cols.len()]);
                 row[cols.len()..].fill(0.0);
@@ -144,18 +174,40 @@ pub(super) fn pack<K: Kernel>(
             }
         }
         for p in 0..width / K::NR {
-            let panel = &mut panels[p * panel_len + step * K::NR * K::STEP..][..K::NR * K::STEP];
-            K::Element::pack_rows(staging, width, p * K::NR, panel);
+            let panel = &mut panels[p * panel_len + packed_at::<K>(first) * K::NR..][..(rows + scale) * K::NR];
+            K::Element::pack_rows(staging, width, p * K::NR, panel, K::NR);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::microkernel::{Element, PortableBf16, PortableF32};
+    use half::bf16;
+
+    use super::super::microkernel::{PortableBf16, PortableF32, PortableI16};
     use super::*;
 
-    fn check<K: Kernel>() {
+    /// An element, without its scale.
+    trait Plain: Copy {
+        const UNUSED: Self;
+        fn widen(self) -> f32;
+    }
+
+    impl Plain for f32 {
+        const UNUSED: Self = Self::NAN;
+        fn widen(self) -> f32 {
+            self
+        }
+    }
+
+    impl Plain for bf16 {
+        const UNUSED: Self = Self::NAN;
+        fn widen(self) -> f32 {
+            self.to_f32()
+        }
+    }
+
+    fn check<K: Kernel<Element: Plain>>() {
         let (rows, cols) = (150, 70);
         let values: Vec<f32> = (0..rows * cols).map(|i| (i % 251) as f32).collect();
         for (depth, width) in [(1, 1), (2, 16), (7, 33), (8, 32), (64, 40), (70, 70)] {
@@ -167,7 +219,7 @@ mod tests {
                 };
                 let first = 70 - depth.max(width);
                 let mut staging = vec![f32::NAN; staging_len::<K>(depth, width)];
-                let mut panels = vec![K::Element::narrow(f32::NAN); panels_len::<K>(depth, width)];
+                let mut panels = vec![K::Element::UNUSED; panels_len::<K>(depth, width)];
                 pack::<K>(&source, first..first + depth, first..first + width, &mut staging, &mut panels);
                 let padded = padded_depth::<K>(depth);
                 for j in 0..width.next_multiple_of(K::NR) {
@@ -196,5 +248,64 @@ mod tests {
         check::<PortableF32>();
         check::<PortableBf16>();
         check::<crate::cpu::amx::EmulatedAmx>();
+    }
+
+    /// Both ways to pack give the same integers and scales, and these are the values within half a step of each group.
+    #[test]
+    fn groups_hold_the_values_within_half_a_step() {
+        type K = PortableI16;
+        let (rows, cols) = (300, 40);
+        // Each column has its own magnitude, and one its outlier.
+        let value = |row: usize, col: usize| {
+            let outlier = if (row, col) == (200, 3) { 1000.0 } else { 1.0 };
+            ((row * 37 + col * 11) % 251) as f32 * 1.3f32.powi(col as i32 - 20) * outlier - 0.1
+        };
+        let straight: Vec<f32> = (0..rows * cols).map(|i| value(i / cols, i % cols)).collect();
+        let transposed: Vec<f32> = (0..rows * cols).map(|i| value(i % rows, i / rows)).collect();
+        let pack = |source: Source<'_>| {
+            let mut staging = vec![f32::NAN; staging_len::<K>(rows, cols)];
+            let mut panels = vec![i16::MAX; panels_len::<K>(rows, cols)];
+            pack::<K>(&source, 0..rows, 0..cols, &mut staging, &mut panels);
+            panels
+        };
+        let panels = pack(Source::Matrix { values: &straight, stride: cols, scale: 1.0 });
+        assert_eq!(panels, pack(Source::MatrixTransposed { values: &transposed, stride: rows, scale: 1.0 }));
+        let (nr, group) = (K::NR, i16::GROUP);
+        for col in 0..cols.next_multiple_of(nr) {
+            let panel = &panels[col / nr * nr * packed_len::<K>(rows)..];
+            let mut left = vec![i16::MAX; packed_len::<K>(rows)];
+            let column: Vec<f32> = (0..rows).map(|row| if col < cols { value(row, col) } else { 0.0 }).collect();
+            i16::pack_row(&column, &mut left);
+            for first in (0..rows).step_by(group) {
+                let len = group.min(rows - first);
+                let at = packed_at::<K>(first);
+                let scale: f32 = bytemuck::pod_read_unaligned(bytemuck::cast_slice(&left[at + len..][..2]));
+                let largest = column[first..first + len].iter().fold(0.0f32, |max, v| max.max(v.abs()));
+                assert_eq!(scale, largest / 4095.0);
+                let panel = &panel[at * nr..];
+                let scales = &panel[len * nr + col % nr * 2..][..2];
+                assert_eq!(scales, &left[at + len..][..2]);
+                for row in first..first + len {
+                    let integer = panel[(row - first) / 2 * 2 * nr + col % nr * 2 + (row - first) % 2];
+                    assert_eq!(integer, left[at + row - first]);
+                    let error = (f32::from(integer) * scale - column[row]).abs();
+                    assert!(error <= scale * 0.501, "{row}, {col}: {error} of {scale}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_group_with_a_value_that_is_not_finite_has_no_finite_scale() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut out = [0i16; 130 + 4];
+            i16::pack_row(&[&[1.0; 128][..], &[0.5, bad]].concat(), &mut out);
+            let scale = |out: &[i16]| bytemuck::pod_read_unaligned::<f32>(bytemuck::cast_slice(out));
+            assert_eq!(scale(&out[128..130]), 1.0 / 4095.0);
+            assert!(scale(&out[132..]).is_nan());
+        }
+        let mut out = [7i16; 4];
+        i16::pack_row(&[1e-40, -1e-38], &mut out);
+        assert_eq!(out, [0; 4]);
     }
 }

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::microkernel::{Element, Kernel, Term};
-use super::panel::{Source, pack, padded_depth, panels_len, staging_len};
+use super::panel::{Layout, Source, pack, packed_at, packed_len, padded_depth, panels_len, staging_len};
 use super::scratch::{Buffer, Scratch};
 
 /// Most terms of one piece.
@@ -86,22 +86,19 @@ impl<'a, E: Element> Left<'a, E> {
             let values = LeftValues::Borrowed(values);
             return Self { values, first: cols.start, stride, depth: cols.len() };
         }
-        let padded = padded_depth::<K>(cols.len());
-        let mut buffer = scratch.take::<E>(rows * padded);
-        if padded > 0 {
-            buffer.par_chunks_mut(padded * 16).enumerate().for_each(|(block, out)| {
-                for (i, out) in out.chunks_exact_mut(padded).enumerate() {
-                    let row = &values[(block * 16 + i) * stride..][cols.clone()];
-                    let (values, rest) = out.split_at_mut(row.len());
-                    E::narrow_row(row, values);
-                    rest.fill(E::zeroed());
+        let packed = packed_len::<K>(cols.len());
+        let mut buffer = scratch.take::<E>(rows * packed);
+        if packed > 0 {
+            buffer.par_chunks_mut(packed * 16).enumerate().for_each(|(block, out)| {
+                for (i, out) in out.chunks_exact_mut(packed).enumerate() {
+                    E::pack_row(&values[(block * 16 + i) * stride..][cols.clone()], out);
                 }
             });
         }
-        Self { values: LeftValues::Owned(buffer), first: 0, stride: padded, depth: cols.len() }
+        Self { values: LeftValues::Owned(buffer), first: 0, stride: packed, depth: cols.len() }
     }
 
-    /// A matrix in the kernel's type already, its rows filled up to whole steps.
+    /// A matrix whose rows are packed already.
     pub fn from_rows(values: &'a [E], stride: usize, depth: usize) -> Self {
         Self { values: LeftValues::Borrowed(values), first: 0, stride, depth }
     }
@@ -146,8 +143,8 @@ pub(super) unsafe fn multiply_block<K: Kernel>(
     let pieces = pieces::<K>(factors);
     let longest =
         pieces.chunk_by(same_pass).map(|pass| pass.iter().map(|piece| piece.depth.len()).sum()).max();
-    let mut panels =
-        scratch.take::<K::Element>(panels_len::<K>(longest.unwrap_or(0) + TERMS * K::GRAIN, cols.len()));
+    let most = longest.unwrap_or(0) + TERMS * (K::GRAIN + K::Element::SCALE);
+    let mut panels = scratch.take::<K::Element>(panels_len::<K>(most, cols.len()));
     let mut staging = scratch.take::<f32>(staging_len::<K>(K::DEPTH, cols.len()));
     for pass in pieces.chunk_by(same_pass) {
         let mut used = 0;
@@ -165,7 +162,7 @@ pub(super) unsafe fn multiply_block<K: Kernel>(
                 let len = panels_len::<K>(piece.depth.len(), cols.len());
                 used += len;
                 Operand {
-                    left: &factor.left.rows_from(rows.start)[piece.depth.start..],
+                    left: &factor.left.rows_from(rows.start)[packed_at::<K>(piece.depth.start)..],
                     stride: factor.left.stride,
                     panels: &panels[used - len..used],
                     depth: padded_depth::<K>(piece.depth.len()),
@@ -190,13 +187,15 @@ fn same_pass(a: &Piece, b: &Piece) -> bool {
     a.pass == b.pass
 }
 
-/// Cuts the depths into even pieces of at most [`Kernel::DEPTH`], and lets short ones share a pass.
+/// Cuts the depths into even pieces of at most [`Kernel::DEPTH`], whole groups but for the last, and lets short ones
+/// share a pass.
 fn pieces<K: Kernel>(factors: &[Factor<'_, K::Element>]) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = Vec::new();
     let (mut pass, mut terms, mut taken) = (0, 0, 0);
     for (factor, Factor { left, .. }) in factors.iter().enumerate() {
         let count = left.depth.div_ceil(K::DEPTH).max(1);
-        let len = left.depth.div_ceil(count).next_multiple_of(32);
+        let whole = if K::Element::SCALE == 0 { 32 } else { K::Element::GROUP };
+        let len = left.depth.div_ceil(count).next_multiple_of(whole);
         for start in (0..left.depth).step_by(len) {
             let depth = start..(start + len).min(left.depth);
             if terms == TERMS || (terms > 0 && taken + depth.len() > K::DEPTH + K::DEPTH / 4) {
@@ -239,8 +238,9 @@ pub(super) unsafe fn multiply_panels<K: Kernel>(
     }
     assert!(operands.len() <= TERMS);
     for operand in operands {
-        assert!((rows - 1) * operand.stride + operand.depth <= operand.left.len(), "left operand too short");
-        assert!(operand.depth * cols.next_multiple_of(K::NR) <= operand.panels.len(), "panels too short");
+        let packed = packed_len::<K>(operand.depth);
+        assert!((rows - 1) * operand.stride + packed <= operand.left.len(), "left operand too short");
+        assert!(packed * cols.next_multiple_of(K::NR) <= operand.panels.len(), "panels too short");
     }
     assert!((rows - 1) * out.stride + cols <= out.len, "past the end of an output");
     let empty = Term { a: std::ptr::null(), a_stride: 0, b: std::ptr::null(), depth: 0 };
@@ -254,7 +254,7 @@ pub(super) unsafe fn multiply_panels<K: Kernel>(
         for (panel, col) in (0..cols).step_by(K::NR).enumerate() {
             let width = K::NR.min(cols - col);
             for (term, operand) in terms.iter_mut().zip(operands) {
-                let b = operand.panels[panel * operand.depth * K::NR..].as_ptr();
+                let b = operand.panels[panel * packed_len::<K>(operand.depth) * K::NR..].as_ptr();
                 *term = Term { a: std::ptr::null(), a_stride: operand.stride, b, depth: operand.depth };
             }
             for row in block.clone().step_by(K::MR) {

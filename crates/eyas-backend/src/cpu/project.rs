@@ -150,6 +150,8 @@ macro_rules! with_kernel {
             #[cfg(target_arch = "x86_64")]
             (MatmulKernel::Bf16, _) => $function::<super::avx512::Avx512Bf16>($($arg),*),
             #[cfg(target_arch = "x86_64")]
+            (MatmulKernel::I16, _) => $function::<super::avx2::Avx2I16>($($arg),*),
+            #[cfg(target_arch = "x86_64")]
             (MatmulKernel::F32, Level::Avx512) => $function::<super::avx512::Avx512F32>($($arg),*),
             #[cfg(target_arch = "x86_64")]
             (MatmulKernel::F32, Level::Avx2) => $function::<super::avx2::Avx2F32>($($arg),*),

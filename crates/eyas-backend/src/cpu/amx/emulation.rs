@@ -4,7 +4,8 @@ use std::cell::RefCell;
 
 use super::super::product::{Operand, Output, multiply_panels};
 use super::{Config, DEPTH, PANEL, TileKernel, Unit};
-use crate::cpu::microkernel::{Element, Kernel};
+use crate::cpu::microkernel::Kernel;
+use crate::cpu::panel::to_bf16;
 use half::bf16;
 
 /// The kernel on registers in plain Rust.
@@ -113,7 +114,7 @@ impl Unit for Emulation {
 
 /// Small integers: their products and sums are exact.
 fn values(n: usize, seed: usize) -> Vec<bf16> {
-    (0..n).map(|i| bf16::narrow(((i * 37 + seed * 101) % 17) as f32 - 8.0)).collect()
+    (0..n).map(|i| to_bf16(((i * 37 + seed * 101) % 17) as f32 - 8.0)).collect()
 }
 
 /// Any number of rows, columns and terms gives the product, and nothing around it is touched.

@@ -1,18 +1,23 @@
-//! How the kernels' types lie in a panel.
+//! How the kernels' types lie in a panel, and in the rows of a left-hand operand.
 
 use half::bf16;
 
-use super::super::microkernel::Element;
 use super::super::simd::{Level, vectorised};
 
 /// How a type is laid out in a panel.
 pub(in super::super) trait Layout: Sized {
-    /// `columns` rows of `source`, each a column of the panel.
+    /// Elements along the depth that share a scale.
+    const GROUP: usize = usize::MAX;
+    /// Elements that hold a group's scale, behind it; none where the type has no scales.
+    const SCALE: usize = 0;
+
+    /// `columns` rows of `source`, each a column of the panel: one group at most.
     fn pack_columns(source: &[f32], panel: &mut [Self], columns: usize);
-    /// The rows of one step, `stride` apart, from column `first` on.
-    fn pack_rows(source: &[f32], stride: usize, first: usize, panel: &mut [Self]);
-    /// Rounds values.
-    fn narrow_row(source: &[f32], out: &mut [Self]);
+    /// `columns` columns of the rows of `source`, `stride` apart, from column `first` on: a step where the type has no
+    /// scales, else one group at most.
+    fn pack_rows(source: &[f32], stride: usize, first: usize, panel: &mut [Self], columns: usize);
+    /// A row of a left-hand operand: rounded, and filled up with zeros to the end of `out`.
+    fn pack_row(source: &[f32], out: &mut [Self]);
 }
 
 impl Layout for f32 {
@@ -20,7 +25,7 @@ impl Layout for f32 {
         transpose(bytemuck::cast_slice(source), columns, bytemuck::cast_slice_mut(panel));
     }
 
-    fn pack_rows(source: &[f32], _stride: usize, first: usize, panel: &mut [Self]) {
+    fn pack_rows(source: &[f32], _stride: usize, first: usize, panel: &mut [Self], _columns: usize) {
         // Eight at a time, so that it is no call.
         let source = &source[first..first + panel.len()];
         for (panel, source) in panel.as_chunks_mut::<8>().0.iter_mut().zip(source.as_chunks::<8>().0) {
@@ -28,8 +33,10 @@ impl Layout for f32 {
         }
     }
 
-    fn narrow_row(source: &[f32], out: &mut [Self]) {
-        out.copy_from_slice(source);
+    fn pack_row(source: &[f32], out: &mut [Self]) {
+        let (values, rest) = out.split_at_mut(source.len());
+        values.copy_from_slice(source);
+        rest.fill(0.0);
     }
 }
 
@@ -43,26 +50,36 @@ impl Layout for bf16 {
         for start in (0..depth).step_by(2 * WORDS) {
             let len = (depth - start).min(2 * WORDS) / 2;
             for (words, row) in words.chunks_exact_mut(len).zip(source.chunks_exact(depth)) {
-                bf16::narrow_row(&row[start..start + 2 * len], bytemuck::cast_slice_mut(words));
+                narrow(&row[start..start + 2 * len], bytemuck::cast_slice_mut(words));
             }
             transpose(&words[..columns * len], columns, &mut panel[start / 2 * columns..][..columns * len]);
         }
     }
 
-    fn pack_rows(source: &[f32], stride: usize, first: usize, panel: &mut [Self]) {
+    fn pack_rows(source: &[f32], stride: usize, first: usize, panel: &mut [Self], _columns: usize) {
         let (even, odd) = (&source[first..], &source[stride + first..]);
         narrow_pairs(even, odd, bytemuck::cast_slice_mut(panel));
     }
 
-    fn narrow_row(source: &[f32], out: &mut [Self]) {
-        narrow(source, out);
+    fn pack_row(source: &[f32], out: &mut [Self]) {
+        let (values, rest) = out.split_at_mut(source.len());
+        narrow(source, values);
+        rest.fill(bf16::ZERO);
     }
+}
+
+/// Rounds to the nearest, ties to even. Without the branch for NaN that keeps `half`'s conversion from being
+/// vectorised: a NaN keeps its quiet bit here because a product's NaN always has it set.
+#[inline(always)]
+pub(in super::super) fn to_bf16(value: f32) -> bf16 {
+    let bits = value.to_bits();
+    bf16::from_bits((bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16) as u16)
 }
 
 vectorised! {
     fn narrow(source: &[f32], out: &mut [bf16]) {
         for (out, &source) in out.iter_mut().zip(source) {
-            *out = bf16::narrow(source);
+            *out = to_bf16(source);
         }
     }
 }
@@ -71,14 +88,14 @@ vectorised! {
     /// Words of two neighbours along the depth, the first in the low half.
     fn narrow_pairs(even: &[f32], odd: &[f32], words: &mut [u32]) {
         for ((word, &even), &odd) in words.iter_mut().zip(even).zip(odd) {
-            let (even, odd) = (bf16::narrow(even).to_bits(), bf16::narrow(odd).to_bits());
+            let (even, odd) = (to_bf16(even).to_bits(), to_bf16(odd).to_bits());
             *word = u32::from(even) | u32::from(odd) << 16;
         }
     }
 }
 
 /// `out[k][row] = source[row][k]`, both without gaps.
-fn transpose(source: &[u32], rows: usize, out: &mut [u32]) {
+pub(super) fn transpose(source: &[u32], rows: usize, out: &mut [u32]) {
     let depth = source.len() / rows;
     assert!(source.len() == rows * depth && out.len() == source.len());
     let mut done = 0;

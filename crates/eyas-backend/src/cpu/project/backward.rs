@@ -7,8 +7,8 @@ use rayon::prelude::*;
 use super::thin::{Thin, thin_products};
 use super::{Part, Update, blocks, row_tasks};
 use crate::cpu::dropout::{Kept, Mask};
-use crate::cpu::microkernel::{Element, Kernel};
-use crate::cpu::panel::{Source, padded_depth};
+use crate::cpu::microkernel::Kernel;
+use crate::cpu::panel::{Layout, Source, packed_len};
 use crate::cpu::product::{Factor, Left, Output, multiply_block};
 use crate::cpu::scratch::{Buffer, Scratch};
 use crate::cpu::tasks::in_order;
@@ -68,7 +68,7 @@ impl Backward<'_> {
             .collect();
         thin_products::<K>(scratch, self.tokens, &thin, None, Output::new(&mut d_hidden, self.rank));
         let transposed = [self.hidden, &d_hidden].map(|values| transpose::<K>(scratch, values, self.rank));
-        let stride = padded_depth::<K>(self.tokens);
+        let stride = packed_len::<K>(self.tokens);
         let [hidden_t, d_hidden_t] = [0, 1].map(|i| Left::from_rows(&transposed[i], stride, self.tokens));
         let d_hidden_rows: Vec<_> = self
             .updates
@@ -242,18 +242,18 @@ impl Backward<'_> {
     }
 }
 
-/// `[rows, cols]` to `[cols, rows]` in the kernel's type, each row filled up to whole steps.
+/// `[rows, cols]` to `[cols, rows]`, packed as left-hand operands are.
 fn transpose<'a, K: Kernel>(scratch: &'a Scratch, values: &[f32], cols: usize) -> Buffer<'a, K::Element> {
     let rows = values.len().checked_div(cols).unwrap_or(0);
-    let stride = padded_depth::<K>(rows);
+    let stride = packed_len::<K>(rows);
     let mut out = scratch.take::<K::Element>(cols * stride);
     if stride > 0 {
         out.par_chunks_mut(stride).enumerate().for_each(|(col, out)| {
-            let (out, rest) = out.split_at_mut(rows);
-            for (row, out) in out.iter_mut().enumerate() {
-                *out = K::Element::narrow(values[row * cols + col]);
+            let mut transposed = scratch.take::<f32>(rows);
+            for (out, row) in transposed.iter_mut().zip(values.chunks_exact(cols)) {
+                *out = row[col];
             }
-            rest.fill(K::Element::narrow(0.0));
+            K::Element::pack_row(&transposed, out);
         });
     }
     out

@@ -3,7 +3,7 @@
 use eyas_quant::{QuantConfig, QuantType};
 
 use super::*;
-use crate::cpu::microkernel::PortableBf16;
+use crate::cpu::microkernel::{PortableBf16, PortableI16};
 use crate::philox::{dropout_bits, dropout_threshold};
 use crate::spec::{Dropout, Linear, Storage};
 
@@ -315,8 +315,9 @@ fn every_storage_matches_the_reference() {
 }
 
 #[test]
-fn bf16_arithmetic_matches_the_reference_within_its_rounding() {
+fn narrow_arithmetic_matches_the_reference_within_its_rounding() {
     for case in awkward() {
+        check::<PortableI16>(&case, 2e-3);
         check::<PortableBf16>(&case, 2e-2);
         check::<crate::cpu::amx::EmulatedAmx>(&case, 2e-2);
     }
@@ -338,10 +339,11 @@ fn check_emulated<K: Kernel, E: Kernel>() {
 #[test]
 fn kernels_match_their_emulations() {
     use crate::cpu::amx::{AmxBf16, EmulatedAmx};
-    for kernel in [MatmulKernel::Bf16, MatmulKernel::AmxBf16] {
+    for kernel in [MatmulKernel::I16, MatmulKernel::Bf16, MatmulKernel::AmxBf16] {
         match kernel {
             _ if !kernel.is_supported() => eprintln!("skipped: this processor has not the {kernel} kernel"),
             MatmulKernel::AmxBf16 => check_emulated::<AmxBf16, EmulatedAmx>(),
+            MatmulKernel::I16 => check_emulated::<crate::cpu::avx2::Avx2I16, PortableI16>(),
             _ => check_emulated::<crate::cpu::avx512::Avx512Bf16, PortableBf16>(),
         }
     }

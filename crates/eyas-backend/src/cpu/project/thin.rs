@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::cpu::dropout::Mask;
 use crate::cpu::microkernel::Kernel;
-use crate::cpu::panel::{Layout, Source, pack, padded_depth, panels_len, staging_len};
+use crate::cpu::panel::{Layout, Source, pack, packed_len, padded_depth, panels_len, staging_len};
 use crate::cpu::product::{Left, Operand, Output, multiply_panels};
 use crate::cpu::scratch::{Buffer, Scratch};
 use crate::cpu::tasks::in_order;
@@ -42,10 +42,10 @@ pub(super) fn thin_products<K: Kernel>(
     let mut rest: &mut [K::Element] = &mut panels;
     let mut packing = Vec::new();
     for (thin, &len) in thin.iter().zip(&lens) {
-        let padded = padded_depth::<K>(thin.depth);
+        let packed = packed_len::<K>(thin.depth);
         let (own, next) = std::mem::take(&mut rest).split_at_mut(len);
         rest = next;
-        for (i, panel) in own.chunks_mut((padded * K::NR).max(1)).enumerate() {
+        for (i, panel) in own.chunks_mut((packed * K::NR).max(1)).enumerate() {
             packing.push((thin, i * K::NR..((i + 1) * K::NR).min(thin.cols), panel));
         }
     }
@@ -68,7 +68,7 @@ pub(super) fn thin_products<K: Kernel>(
         for (thin, panels) in thin.iter().zip(&panels) {
             let depth = padded_depth::<K>(thin.depth);
             let operand = match &own {
-                Some(own) => Operand { left: own, stride: depth, panels, depth },
+                Some(own) => Operand { left: own, stride: packed_len::<K>(thin.depth), panels, depth },
                 None => Operand {
                     left: thin.left.rows_from(rows.start),
                     stride: thin.left.stride(),
@@ -91,13 +91,12 @@ fn drop_rows<'a, K: Kernel>(
     rows: Range<usize>,
     depth: usize,
 ) -> Buffer<'a, K::Element> {
-    let padded = padded_depth::<K>(depth);
-    let mut out = scratch.take::<K::Element>(rows.len() * padded);
-    let mut row_values = scratch.take::<f32>(padded);
-    row_values[depth..].fill(0.0);
-    for (row, out) in rows.zip(out.chunks_exact_mut(padded.max(1))) {
-        mask.apply(row, &x[row * depth..][..depth], &mut row_values[..depth]);
-        K::Element::narrow_row(&row_values, out);
+    let packed = packed_len::<K>(depth);
+    let mut out = scratch.take::<K::Element>(rows.len() * packed);
+    let mut row_values = scratch.take::<f32>(depth);
+    for (row, out) in rows.zip(out.chunks_exact_mut(packed.max(1))) {
+        mask.apply(row, &x[row * depth..][..depth], &mut row_values);
+        K::Element::pack_row(&row_values, out);
     }
     out
 }
