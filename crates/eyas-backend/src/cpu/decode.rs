@@ -7,18 +7,25 @@ use super::simd::Level;
 /// Codes that the vector forms take at a time: 16 bytes of them.
 pub(super) const STEP: usize = 32;
 
+/// What a level of one is as an integer: 8 products of it and itself fit 32 bits, with their sign.
+pub(super) const LEVEL: f32 = 16383.0;
+
 /// The 16 values of a 4-bit type, also cut into bytes: `planes[p][code]` is byte `p` of `levels[code]`, least
 /// significant first, so that one byte shuffle looks up a plane of many codes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Codebook {
     pub levels: [f32; 16],
     pub planes: [[u8; 16]; 4],
+    /// The levels in [`LEVEL`]ths, as planes of 16-bit integers.
+    pub integer_planes: [[u8; 16]; 2],
 }
 
 impl Codebook {
     pub fn new(levels: &[f32; 16]) -> Self {
         let planes = std::array::from_fn(|plane| levels.map(|level| level.to_le_bytes()[plane]));
-        Self { levels: *levels, planes }
+        let integers = levels.map(|level| (level * LEVEL).round() as i16);
+        let integer_planes = std::array::from_fn(|plane| integers.map(|level| level.to_le_bytes()[plane]));
+        Self { levels: *levels, planes, integer_planes }
     }
 
     /// Decodes the `out.len()` codes from number `first` on of `packed`, whose first code is in the high nibble of

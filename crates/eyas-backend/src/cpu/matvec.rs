@@ -1,14 +1,15 @@
 //! Products of a few rows: each weight is read once, from memory to registers, and meets all of them.
 //!
-//! Generation is bound by the reading of the weights, so 4-bit codes are looked up as exact `f32` values with byte
-//! shuffles and multiplied right there, at about the speed of memory. Nothing is rounded that a product of many rows
-//! would not round too. (Levels and activations in 16-bit integers were tried: a quarter faster in the first-level
-//! cache, no faster behind it, and less exact.)
+//! Generation is bound by the reading of the weights, so 4-bit codes are looked up with byte shuffles and multiplied
+//! right there: as exact `f32` values, or as [`integer`]s where the products of many rows are narrow as well. Nothing is
+//! rounded more coarsely than a product of many rows would round it.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod integer;
 mod portable;
 
 use half::{bf16, f16};
@@ -114,7 +115,8 @@ impl FourBitRows<'_> {
     }
 }
 
-/// `out (+)= x W^T + bias + update` of every job; `x` `[tokens, depth]`, at most [`TOKENS`] tokens.
+/// `out (+)= x W^T + bias + update` of every job; `x` `[tokens, depth]`, at most [`TOKENS`] tokens. `exact` keeps 4-bit
+/// codes and `x` in `f32`.
 pub(super) fn multiply(
     scratch: &Scratch,
     tokens: usize,
@@ -123,16 +125,17 @@ pub(super) fn multiply(
     jobs: &[Job<'_>],
     out: Output<'_>,
     add: bool,
+    exact: bool,
 ) {
     #[cfg(target_arch = "x86_64")]
     if avx512::Avx512::is_supported() {
-        return multiply_with::<avx512::Avx512>(scratch, tokens, depth, x, jobs, out, add);
+        return multiply_with::<avx512::Avx512>(scratch, tokens, depth, x, jobs, out, add, exact);
     }
     #[cfg(target_arch = "x86_64")]
     if avx2::Avx2::is_supported() {
-        return multiply_with::<avx2::Avx2>(scratch, tokens, depth, x, jobs, out, add);
+        return multiply_with::<avx2::Avx2>(scratch, tokens, depth, x, jobs, out, add, exact);
     }
-    multiply_with::<portable::Portable>(scratch, tokens, depth, x, jobs, out, add);
+    multiply_with::<portable::Portable>(scratch, tokens, depth, x, jobs, out, add, exact);
 }
 
 fn multiply_with<D: Dot>(
@@ -143,9 +146,10 @@ fn multiply_with<D: Dot>(
     jobs: &[Job<'_>],
     out: Output<'_>,
     add: bool,
+    exact: bool,
 ) {
     stay_awake();
-    let any = |test: fn(&Elements) -> bool| {
+    let any = |test: &dyn Fn(&Elements) -> bool| {
         jobs.iter().any(|job| matches!(job.weight, Rows::Weight(weight) if test(weight.elements())))
     };
     let ordered = |needed: bool, order, stride| {
@@ -155,11 +159,25 @@ fn multiply_with<D: Dot>(
         }
         ordered
     };
-    let four_bit = any(|elements| matches!(elements, Elements::FourBit(_)));
+    let in_integers = |elements: &Elements| !exact && D::FOUR_BIT_STEP > 0 && has_integers(elements, depth);
+    let four_bit = any(&|elements| matches!(elements, Elements::FourBit(_)) && !in_integers(elements));
     let whole_groups = depth.next_multiple_of(D::FOUR_BIT_ORDER.len().max(1));
     let groups = ordered(four_bit && D::FOUR_BIT_STEP > 0, D::FOUR_BIT_ORDER, whole_groups);
-    let pairs = ordered(any(|elements| matches!(elements, Elements::Bf16(_))), D::BF16_ORDER, depth);
-    let product = Product::<D> { scratch, depth, x, groups, pairs, out, add, dot: std::marker::PhantomData };
+    let pairs = ordered(any(&|elements| matches!(elements, Elements::Bf16(_))), D::BF16_ORDER, depth);
+    #[cfg(target_arch = "x86_64")]
+    let integers = any(&in_integers).then(|| integer::Quantised::new(scratch, x, depth));
+    let product = Product::<D> {
+        scratch,
+        depth,
+        x,
+        groups,
+        pairs,
+        #[cfg(target_arch = "x86_64")]
+        integers,
+        out,
+        add,
+        dot: std::marker::PhantomData,
+    };
     // Large tasks read memory in long runs; there are enough of them for threads to end together.
     let weights = depth * jobs.iter().map(|job| job.rows).sum::<usize>();
     let task = (weights / (32 * rayon::current_num_threads())).clamp(TASK, 8 * TASK);
@@ -180,6 +198,16 @@ fn multiply_with<D: Dot>(
         8 => product.rows::<8>(job, rows.clone()),
         _ => unreachable!("{tokens} rows are not few"),
     });
+}
+
+/// Whether a weight of this depth can be multiplied in integers.
+fn has_integers(elements: &Elements, depth: usize) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if let Elements::FourBit(four_bit) = elements {
+        return integer::Quantised::fits(depth, four_bit.weight.block_size().trailing_zeros());
+    }
+    let _ = (elements, depth);
+    false
 }
 
 /// Orders the columns of whole groups of every row. The rest stay as they are where the rows of `out` are no longer than
@@ -213,6 +241,9 @@ struct Product<'a, D> {
     /// `x` in [`Dot::FOUR_BIT_ORDER`] and in [`Dot::BF16_ORDER`], where a job needs it.
     groups: Buffer<'a, f32>,
     pairs: Buffer<'a, f32>,
+    /// `x` in integers, for the jobs whose weights can be read so.
+    #[cfg(target_arch = "x86_64")]
+    integers: Option<integer::Quantised<'a>>,
     out: Output<'a>,
     add: bool,
     dot: std::marker::PhantomData<fn() -> D>,
@@ -267,7 +298,13 @@ impl<D: Dot> Product<'_, D> {
             let (first, end) = (run.start * depth, run.end * depth);
             let codes = &weight.packed()[first / 2..end / 2];
             let first = first - (first_block << shift);
-            D::four_bit(FourBitRows { book, codes, first, shift, scales: &scales }, x, sums);
+            let run = FourBitRows { book, codes, first, shift, scales: &scales };
+            #[cfg(target_arch = "x86_64")]
+            if let Some(integers) = self.integers.as_ref().filter(|_| integer::Quantised::fits(depth, shift))
+            {
+                return integers.four_bit(run, sums);
+            }
+            D::four_bit(run, x, sums);
         });
     }
 

@@ -13,6 +13,7 @@ use super::CpuWeight;
 use super::dropout::Kept;
 use super::microkernel::Kernel;
 use super::simd::vectorised;
+pub(super) use grouped::quantise;
 pub(super) use layout::Layout;
 #[cfg(test)]
 pub(super) use layout::to_bf16;
@@ -174,7 +175,8 @@ pub(super) fn pack<K: Kernel>(
             }
         }
         for p in 0..width / K::NR {
-            let panel = &mut panels[p * panel_len + packed_at::<K>(first) * K::NR..][..(rows + scale) * K::NR];
+            let panel =
+                &mut panels[p * panel_len + packed_at::<K>(first) * K::NR..][..(rows + scale) * K::NR];
             K::Element::pack_rows(staging, width, p * K::NR, panel, K::NR);
         }
     }
@@ -274,7 +276,8 @@ mod tests {
         for col in 0..cols.next_multiple_of(nr) {
             let panel = &panels[col / nr * nr * packed_len::<K>(rows)..];
             let mut left = vec![i16::MAX; packed_len::<K>(rows)];
-            let column: Vec<f32> = (0..rows).map(|row| if col < cols { value(row, col) } else { 0.0 }).collect();
+            let column: Vec<f32> =
+                (0..rows).map(|row| if col < cols { value(row, col) } else { 0.0 }).collect();
             i16::pack_row(&column, &mut left);
             for first in (0..rows).step_by(group) {
                 let len = group.min(rows - first);

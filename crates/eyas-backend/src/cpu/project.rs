@@ -10,6 +10,7 @@ mod forward;
 mod tests;
 mod thin;
 
+use std::any::TypeId;
 use std::ops::Range;
 
 use super::dropout::Mask;
@@ -218,7 +219,9 @@ fn project_with<K: Kernel>(
         add: write == Write::Add,
     };
     if tokens <= matvec::TOKENS {
-        forward.few(hidden, y.rows_mut(tokens));
+        // What the kernel of many rows keeps in `f32` stays so here.
+        let exact = TypeId::of::<K::Element>() == TypeId::of::<f32>();
+        forward.few(hidden, y.rows_mut(tokens), exact);
     } else {
         forward.many::<K>(hidden, y.rows_mut(tokens));
     }

@@ -52,7 +52,7 @@ impl Dot for Avx2 {
 
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-fn sum(values: __m256) -> f32 {
+pub(super) fn sum(values: __m256) -> f32 {
     let sum = _mm_add_ps(_mm256_castps256_ps128(values), _mm256_extractf128_ps::<1>(values));
     let sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
     _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)))

@@ -29,8 +29,10 @@ impl Layout for i16 {
         let (panel, scales) = panel.split_at_mut(depth * columns);
         let mut integers = [0i16; COLUMNS * Self::GROUP];
         let integers = &mut integers[..depth * columns];
-        for (i, (row, integers)) in source.chunks_exact(depth).zip(integers.chunks_exact_mut(depth)).enumerate() {
-            scales[2 * i..][..2].copy_from_slice(&quantise(row, integers));
+        for (i, (row, integers)) in
+            source.chunks_exact(depth).zip(integers.chunks_exact_mut(depth)).enumerate()
+        {
+            scales[2 * i..][..2].copy_from_slice(&halves(quantise(row, MOST, integers)));
         }
         transpose(bytemuck::cast_slice(integers), columns, bytemuck::cast_slice_mut(panel));
     }
@@ -42,10 +44,11 @@ impl Layout for i16 {
         let mut largest = [0u32; COLUMNS];
         largest_by_column(source, stride, first, &mut largest);
         let mut inverses = [0.0f32; COLUMNS];
-        for ((&largest, inverse), out) in largest.iter().zip(&mut inverses).zip(scales.as_chunks_mut::<2>().0) {
+        for ((&largest, inverse), out) in largest.iter().zip(&mut inverses).zip(scales.as_chunks_mut::<2>().0)
+        {
             let scale;
-            (scale, *inverse) = scale_of(largest);
-            *out = bytemuck::cast(scale);
+            (scale, *inverse) = scale_of(largest, MOST);
+            *out = halves(scale);
         }
         quantise_pairs(source, stride, first, &inverses, bytemuck::cast_slice_mut(panel));
     }
@@ -56,38 +59,43 @@ impl Layout for i16 {
             let group = groups.next().unwrap_or_default();
             let (values, scale) = out.split_at_mut(out.len() - Self::SCALE);
             let (values, rest) = values.split_at_mut(group.len());
-            scale.copy_from_slice(&quantise(group, values));
+            scale.copy_from_slice(&halves(quantise(group, MOST, values)));
             rest.fill(0);
         }
     }
 }
 
-/// The scale of a group and its inverse, from the bits of the largest magnitude. A group that holds a value which is
-/// not finite has no finite product.
+/// The scale of a group and its inverse, from the bits of the largest magnitude, for integers of at most `most`. A group
+/// that holds a value which is not finite has no finite product.
 #[inline(always)]
-fn scale_of(largest: u32) -> (f32, f32) {
+fn scale_of(largest: u32, most: f32) -> (f32, f32) {
     let largest = f32::from_bits(largest);
     if largest < LEAST {
         (0.0, 0.0)
     } else if largest.is_finite() {
-        (largest / MOST, MOST / largest)
+        (largest / most, most / largest)
     } else {
         (f32::NAN, 0.0)
     }
 }
 
-/// The integer nearest to a number of at most [`MOST`], in the low half.
+/// A scale as it is stored.
+fn halves(scale: f32) -> [i16; 2] {
+    bytemuck::cast(scale)
+}
+
+/// The integer nearest to a number of at most 15 bits, in the low half.
 #[inline(always)]
 fn to_integer(value: f32) -> u32 {
     (value + ROUND).to_bits()
 }
 
-/// Quantises a group of neighbours; returns its scale, as it is stored.
+/// Quantises a group to integers of at most `most`; returns its scale.
 #[inline]
-fn quantise(values: &[f32], out: &mut [i16]) -> [i16; 2] {
-    let (scale, inverse) = scale_of(largest(values));
+pub(in super::super) fn quantise(values: &[f32], most: f32, out: &mut [i16]) -> f32 {
+    let (scale, inverse) = scale_of(largest(values), most);
     scaled(values, inverse, out);
-    bytemuck::cast(scale)
+    scale
 }
 
 vectorised! {

@@ -26,7 +26,8 @@ pub(super) struct Forward<'a> {
 
 impl Forward<'_> {
     /// Few tokens: every weight is read once and met by all of them.
-    pub(super) fn few(&self, hidden: &mut [f32], y: &mut [f32]) {
+    /// In `f32` if `exact`.
+    pub(super) fn few(&self, hidden: &mut [f32], y: &mut [f32], exact: bool) {
         if self.rank > 0 {
             let mut dropped;
             let x = match self.mask {
@@ -57,7 +58,7 @@ impl Forward<'_> {
                 })
                 .collect();
             let hidden = Output::new(hidden, self.rank);
-            matvec::multiply(self.scratch, self.tokens, self.in_features, x, &jobs, hidden, false);
+            matvec::multiply(self.scratch, self.tokens, self.in_features, x, &jobs, hidden, false, exact);
         }
         let jobs: Vec<_> = self
             .parts
@@ -78,7 +79,7 @@ impl Forward<'_> {
             })
             .collect();
         let y = Output::new(y, self.out_features);
-        matvec::multiply(self.scratch, self.tokens, self.in_features, self.x, &jobs, y, self.add);
+        matvec::multiply(self.scratch, self.tokens, self.in_features, self.x, &jobs, y, self.add, exact);
     }
 
     pub(super) fn many<K: Kernel>(&self, hidden: &mut [f32], y: &mut [f32]) {
