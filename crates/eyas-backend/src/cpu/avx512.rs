@@ -1,6 +1,6 @@
-//! The tiles of the products with AVX-512: `f32`, and `bf16` with `vdpbf16ps`.
+//! The tiles of the products with AVX-512: `f32`, `bf16` with `vdpbf16ps`, and 16-bit integers with `vpdpwssd`.
 //!
-//! Both have 12 x 32 sums in 24 registers: two loads of a panel and twelve broadcasts for 24 multiply-adds, so that
+//! All have 12 x 32 sums in 24 registers: two loads of a panel and twelve broadcasts for 24 multiply-adds, so that
 //! even a processor with two 512-bit multiply-add units waits for them and not for its loads.
 
 use std::arch::x86_64::*;
@@ -8,6 +8,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::microkernel::{Kernel, Term, by_rows};
+use super::panel::Layout;
 
 /// `f32` multiply-adds.
 pub(super) struct Avx512F32;
@@ -42,6 +43,24 @@ impl Kernel for Avx512Bf16 {
     unsafe fn tile(rows: usize, terms: &[Term<bf16>], c: *mut f32, c_stride: usize, add: bool) {
         // SAFETY: the caller promises the instructions and the operands.
         by_rows!(rows, bf16_tile(terms, c, c_stride, add), 1 2 3 4 5 6 7 8 9 10 11 12)
+    }
+}
+
+/// 16-bit integers in groups with `vpdpwssd`: two products added to each 32-bit lane.
+pub(super) struct Avx512I16;
+
+impl Kernel for Avx512I16 {
+    type Element = i16;
+    const MR: usize = 12;
+    const NR: usize = 32;
+    const STEP: usize = 2;
+    const GRAIN: usize = 2;
+    const DEPTH: usize = 512;
+    const ROWS: usize = 96;
+
+    unsafe fn tile(rows: usize, terms: &[Term<i16>], c: *mut f32, c_stride: usize, add: bool) {
+        // SAFETY: the caller promises the instructions and the operands.
+        by_rows!(rows, i16_tile(terms, c, c_stride, add), 1 2 3 4 5 6 7 8 9 10 11 12)
     }
 }
 
@@ -152,6 +171,67 @@ unsafe fn bf16_steps<const ROWS: usize, const STEPS: usize>(
                 let a: __m512bh = std::mem::transmute(_mm512_set1_epi32(pair));
                 sums[0] = _mm512_dpbf16_ps(sums[0], a, b0);
                 sums[1] = _mm512_dpbf16_ps(sums[1], a, b1);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`Kernel::tile`] with `ROWS` rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn i16_tile<const ROWS: usize>(terms: &[Term<i16>], c: *mut f32, c_stride: usize, add: bool) {
+    let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+    for term in terms {
+        let (mut a, mut b) = (term.a, term.b);
+        let mut left = term.depth;
+        while left > 0 {
+            let depth = left.min(i16::GROUP);
+            // SAFETY: the caller promises `ROWS` rows of `a` and the panel, each group with its scales behind it.
+            unsafe {
+                i16_group::<ROWS>(a, term.a_stride, b, depth, &mut sums);
+                a = a.add(depth + i16::SCALE);
+                b = b.add((depth + i16::SCALE) * 32);
+            }
+            left -= depth;
+        }
+    }
+    // SAFETY: the caller promises `ROWS` rows of 32 elements at `c`.
+    unsafe { store(&sums, c, c_stride, add) }
+}
+
+/// Adds the products of a group.
+///
+/// # Safety
+/// The processor has the instructions; `a` has `ROWS` rows of `depth` elements and a scale, `b` has `depth * 32`
+/// elements and 32 scales; `depth` is even.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+unsafe fn i16_group<const ROWS: usize>(
+    a: *const i16,
+    a_stride: usize,
+    b: *const i16,
+    depth: usize,
+    sums: &mut [[__m512; 2]; ROWS],
+) {
+    let mut whole = [[_mm512_setzero_si512(); 2]; ROWS];
+    // SAFETY: the caller promises the elements; a pair and a scale are read at any alignment.
+    unsafe {
+        for k in (0..depth).step_by(2) {
+            let b0 = _mm512_loadu_si512(b.add(32 * k).cast());
+            let b1 = _mm512_loadu_si512(b.add(32 * k + 32).cast());
+            for (i, whole) in whole.iter_mut().enumerate() {
+                let a = _mm512_set1_epi32(a.add(i * a_stride + k).cast::<i32>().read_unaligned());
+                whole[0] = _mm512_dpwssd_epi32(whole[0], a, b0);
+                whole[1] = _mm512_dpwssd_epi32(whole[1], a, b1);
+            }
+        }
+        let scales = b.add(32 * depth).cast::<f32>();
+        let scales = [_mm512_loadu_ps(scales), _mm512_loadu_ps(scales.add(16))];
+        for (i, (whole, sums)) in whole.iter().zip(sums).enumerate() {
+            let scale = _mm512_set1_ps(a.add(i * a_stride + depth).cast::<f32>().read_unaligned());
+            for j in 0..2 {
+                let scale = _mm512_mul_ps(scale, scales[j]);
+                sums[j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole[j]), scale, sums[j]);
             }
         }
     }

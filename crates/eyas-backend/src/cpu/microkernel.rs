@@ -17,7 +17,8 @@ use super::simd::Isa;
 pub enum MatmulKernel {
     /// `f32` multiply-adds: AVX-512, AVX2 or what the target always has.
     F32,
-    /// 16-bit integers with a scale for each group along the depth, whole sums within a group: AVX2's `vpmaddwd`.
+    /// 16-bit integers with a scale for each group along the depth, whole sums within a group: AVX-512's `vpdpwssd` or
+    /// AVX2's `vpmaddwd`.
     I16,
     /// `bf16` operands, `f32` sums: AVX-512's `vdpbf16ps`.
     Bf16,
@@ -27,12 +28,11 @@ pub enum MatmulKernel {
 
 impl MatmulKernel {
     /// All kernels, the fastest first.
-    pub const ALL: [Self; 4] = [Self::AmxBf16, Self::Bf16, Self::I16, Self::F32];
+    pub const ALL: [Self; 4] = [Self::AmxBf16, Self::I16, Self::Bf16, Self::F32];
 
-    /// The fastest that this processor has. With AVX-512 `f32` is as fast as the integers, which AVX2 multiplies.
+    /// The fastest that this processor has.
     pub fn best() -> Self {
-        let worthwhile = |kernel: &Self| *kernel != Self::I16 || !Isa::Avx512.is_usable();
-        Self::ALL.into_iter().filter(worthwhile).find(|kernel| kernel.is_supported()).unwrap_or(Self::F32)
+        Self::ALL.into_iter().find(|kernel| kernel.is_supported()).unwrap_or(Self::F32)
     }
 
     /// Whether this processor has the instructions, and `EYAS_MAX_CPU_ISA` lets them be used.
@@ -176,14 +176,15 @@ impl Kernel for PortableBf16 {
     }
 }
 
-/// The arithmetic of [`super::avx2::Avx2I16`] on any processor. Slow.
+/// The arithmetic of [`super::avx2::Avx2I16`], and of [`super::avx512::Avx512I16`] with 32 columns, on any processor.
+/// Slow.
 #[cfg_attr(not(test), allow(dead_code))]
-pub(super) struct PortableI16;
+pub(super) struct PortableI16<const COLUMNS: usize>;
 
-impl Kernel for PortableI16 {
+impl<const COLUMNS: usize> Kernel for PortableI16<COLUMNS> {
     type Element = i16;
     const MR: usize = 6;
-    const NR: usize = 16;
+    const NR: usize = COLUMNS;
     const STEP: usize = 2;
     const GRAIN: usize = 2;
     const DEPTH: usize = 512;

@@ -109,7 +109,7 @@ impl CpuBackend {
     ///
     /// # Errors
     /// When the kernel asked for needs instructions that this processor lacks or that the environment variable
-    /// `EYAS_MAX_CPU_ISA` (`portable`, `avx2`, `avx512`, `avx512_bf16`, `amx`) forbids, and when that names none.
+    /// `EYAS_MAX_CPU_ISA` (`portable`, `avx2`, `avx512`, `avx512_vnni`, `avx512_bf16`, `amx`) forbids, and when that names none.
     pub fn new(options: CpuOptions) -> Result<Self> {
         simd::Isa::limit().map_err(|reason| Error::Device { device: "CPU".into(), reason })?;
         let matmul = options.matmul.unwrap_or_else(MatmulKernel::best);

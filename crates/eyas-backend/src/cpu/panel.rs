@@ -255,7 +255,11 @@ mod tests {
     /// Both ways to pack give the same integers and scales, and these are the values within half a step of each group.
     #[test]
     fn groups_hold_the_values_within_half_a_step() {
-        type K = PortableI16;
+        check_groups::<PortableI16<16>>();
+        check_groups::<PortableI16<32>>();
+    }
+
+    fn check_groups<K: Kernel<Element = i16>>() {
         let (rows, cols) = (300, 40);
         // Each column has its own magnitude, and one its outlier.
         let value = |row: usize, col: usize| {

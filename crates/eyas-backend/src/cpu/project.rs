@@ -17,7 +17,7 @@ use super::dropout::Mask;
 use super::matvec;
 use super::microkernel::{Kernel, PortableF32};
 use super::scratch::Scratch;
-use super::simd::Level;
+use super::simd::{Isa, Level};
 use super::*;
 use crate::spec::{LoraSlot, check_shape};
 use backward::Backward;
@@ -150,6 +150,10 @@ macro_rules! with_kernel {
             (MatmulKernel::AmxBf16, _) => $function::<super::amx::AmxBf16>($($arg),*),
             #[cfg(target_arch = "x86_64")]
             (MatmulKernel::Bf16, _) => $function::<super::avx512::Avx512Bf16>($($arg),*),
+            #[cfg(target_arch = "x86_64")]
+            (MatmulKernel::I16, _) if Isa::Avx512Vnni.is_usable() => {
+                $function::<super::avx512::Avx512I16>($($arg),*)
+            }
             #[cfg(target_arch = "x86_64")]
             (MatmulKernel::I16, _) => $function::<super::avx2::Avx2I16>($($arg),*),
             #[cfg(target_arch = "x86_64")]

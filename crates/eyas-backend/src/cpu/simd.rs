@@ -11,6 +11,8 @@ pub(super) enum Isa {
     Avx2,
     /// AVX-512 F, VL, BW and DQ.
     Avx512,
+    /// And its dot product of 16-bit integers.
+    Avx512Vnni,
     /// And its `bf16` dot product.
     Avx512Bf16,
     /// And the tiles of AMX, for `bf16`.
@@ -21,10 +23,11 @@ pub(super) enum Isa {
 const LIMIT: &str = "EYAS_MAX_CPU_ISA";
 
 impl Isa {
-    const NAMES: [(&'static str, Self); 5] = [
+    const NAMES: [(&'static str, Self); 6] = [
         ("portable", Self::Portable),
         ("avx2", Self::Avx2),
         ("avx512", Self::Avx512),
+        ("avx512_vnni", Self::Avx512Vnni),
         ("avx512_bf16", Self::Avx512Bf16),
         ("amx", Self::Amx),
     ];
@@ -78,8 +81,10 @@ impl Isa {
             Self::Portable
         } else if !has_avx512 {
             Self::Avx2
-        } else if !is_x86_feature_detected!("avx512bf16") {
+        } else if !is_x86_feature_detected!("avx512vnni") {
             Self::Avx512
+        } else if !is_x86_feature_detected!("avx512bf16") {
+            Self::Avx512Vnni
         } else if !super::amx::is_available() {
             Self::Avx512Bf16
         } else {
@@ -223,7 +228,9 @@ mod tests {
     fn the_limit_is_read_by_name() {
         assert_eq!(Isa::parse("avx512"), Ok(Isa::Avx512));
         assert_eq!(Isa::parse("AMX"), Ok(Isa::Amx));
-        assert!(Isa::parse("avx3").unwrap_err().contains("portable, avx2, avx512, avx512_bf16, amx"));
+        assert!(
+            Isa::parse("avx3").unwrap_err().contains("portable, avx2, avx512, avx512_vnni, avx512_bf16, amx")
+        );
         assert!(Isa::Portable.is_usable());
     }
 

@@ -17,6 +17,8 @@ const LEAST: f32 = 1e-34;
 /// Added to a small number, it leaves the number's nearest integer, ties to even, in the low bits of the sum.
 const ROUND: f32 = 12_582_912.0;
 /// Columns of the widest panel.
+const WIDEST: usize = 32;
+/// Columns that are packed together where they lie side by side.
 const COLUMNS: usize = 16;
 
 impl Layout for i16 {
@@ -25,9 +27,9 @@ impl Layout for i16 {
 
     fn pack_columns(source: &[f32], panel: &mut [Self], columns: usize) {
         let depth = source.len() / columns;
-        assert!(columns <= COLUMNS && depth <= Self::GROUP && depth.is_multiple_of(2));
+        assert!(columns <= WIDEST && depth <= Self::GROUP && depth.is_multiple_of(2));
         let (panel, scales) = panel.split_at_mut(depth * columns);
-        let mut integers = [0i16; COLUMNS * Self::GROUP];
+        let mut integers = [0i16; WIDEST * Self::GROUP];
         let integers = &mut integers[..depth * columns];
         for (i, (row, integers)) in
             source.chunks_exact(depth).zip(integers.chunks_exact_mut(depth)).enumerate()
@@ -39,18 +41,22 @@ impl Layout for i16 {
 
     fn pack_rows(source: &[f32], stride: usize, first: usize, panel: &mut [Self], columns: usize) {
         let depth = panel.len() / columns - Self::SCALE;
-        assert!(columns == COLUMNS && depth <= Self::GROUP && depth.is_multiple_of(2));
+        assert!(columns.is_multiple_of(COLUMNS) && depth <= Self::GROUP && depth.is_multiple_of(2));
         let (panel, scales) = panel.split_at_mut(depth * columns);
-        let mut largest = [0u32; COLUMNS];
-        largest_by_column(source, stride, first, &mut largest);
-        let mut inverses = [0.0f32; COLUMNS];
-        for ((&largest, inverse), out) in largest.iter().zip(&mut inverses).zip(scales.as_chunks_mut::<2>().0)
-        {
-            let scale;
-            (scale, *inverse) = scale_of(largest, MOST);
-            *out = halves(scale);
+        for (i, scales) in scales.chunks_exact_mut(2 * COLUMNS).enumerate() {
+            let first = first + i * COLUMNS;
+            let mut largest = [0u32; COLUMNS];
+            largest_by_column(source, stride, first, &mut largest);
+            let mut inverses = [0.0f32; COLUMNS];
+            let out = scales.as_chunks_mut::<2>().0;
+            for ((&largest, inverse), out) in largest.iter().zip(&mut inverses).zip(out) {
+                let scale;
+                (scale, *inverse) = scale_of(largest, MOST);
+                *out = halves(scale);
+            }
+            let words = &mut bytemuck::cast_slice_mut(panel)[i * COLUMNS..];
+            quantise_pairs(source, stride, first, &inverses, words, columns);
         }
-        quantise_pairs(source, stride, first, &inverses, bytemuck::cast_slice_mut(panel));
     }
 
     fn pack_row(source: &[f32], out: &mut [Self]) {
@@ -137,9 +143,18 @@ vectorised! {
 }
 
 vectorised! {
-    /// Words of two neighbours along the depth, the first in the low half, of 16 columns from `first` on.
-    fn quantise_pairs(source: &[f32], stride: usize, first: usize, inverses: &[f32; COLUMNS], words: &mut [u32]) {
-        for (rows, words) in source.chunks_exact(2 * stride).zip(words.as_chunks_mut::<COLUMNS>().0) {
+    /// Words of two neighbours along the depth, the first in the low half, of 16 columns from `first` on; those of the
+    /// next two are `words_stride` further.
+    fn quantise_pairs(
+        source: &[f32],
+        stride: usize,
+        first: usize,
+        inverses: &[f32; COLUMNS],
+        words: &mut [u32],
+        words_stride: usize,
+    ) {
+        for (rows, words) in source.chunks_exact(2 * stride).zip(words.chunks_mut(words_stride)) {
+            let words: &mut [u32; COLUMNS] = (&mut words[..COLUMNS]).try_into().expect("16 columns");
             let even: &[f32; COLUMNS] = rows[first..][..COLUMNS].try_into().expect("16 columns");
             let odd: &[f32; COLUMNS] = rows[stride + first..][..COLUMNS].try_into().expect("16 columns");
             for i in 0..COLUMNS {

@@ -317,7 +317,8 @@ fn every_storage_matches_the_reference() {
 #[test]
 fn narrow_arithmetic_matches_the_reference_within_its_rounding() {
     for case in awkward() {
-        check::<PortableI16>(&case, 2e-3);
+        check::<PortableI16<16>>(&case, 2e-3);
+        check::<PortableI16<32>>(&case, 2e-3);
         check::<PortableBf16>(&case, 2e-2);
         check::<crate::cpu::amx::EmulatedAmx>(&case, 2e-2);
     }
@@ -343,7 +344,12 @@ fn kernels_match_their_emulations() {
         match kernel {
             _ if !kernel.is_supported() => eprintln!("skipped: this processor has not the {kernel} kernel"),
             MatmulKernel::AmxBf16 => check_emulated::<AmxBf16, EmulatedAmx>(),
-            MatmulKernel::I16 => check_emulated::<crate::cpu::avx2::Avx2I16, PortableI16>(),
+            MatmulKernel::I16 => {
+                check_emulated::<crate::cpu::avx2::Avx2I16, PortableI16<16>>();
+                if Isa::Avx512Vnni.is_usable() {
+                    check_emulated::<crate::cpu::avx512::Avx512I16, PortableI16<32>>();
+                }
+            }
             _ => check_emulated::<crate::cpu::avx512::Avx512Bf16, PortableBf16>(),
         }
     }
@@ -460,6 +466,10 @@ fn results_do_not_depend_on_threads_or_scratch() {
             pool.install(|| {
                 let mut results = Vec::new();
                 with_f32!(collect(&setup, &mut results));
+                #[cfg(target_arch = "x86_64")]
+                if MatmulKernel::I16.is_supported() {
+                    collect::<crate::cpu::avx2::Avx2I16>(&setup, &mut results);
+                }
                 results
             })
         };
