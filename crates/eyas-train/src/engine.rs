@@ -173,7 +173,7 @@ impl<'a, B: Backend> Engine<'a, B> {
             let adapter = ActiveAdapter { layout, params: &optimizer.params, dropout: None };
             backend.clear(loss)?;
             batch.load(backend, flat)?;
-            model.forward(backend, batch, Some(adapter), workspace)?;
+            model.forward_only(backend, batch, Some(adapter), workspace)?;
             model.loss(backend, batch, workspace, loss, None)?;
             sum += f64::from(self.read_loss()?);
             done(index + 1);
