@@ -184,6 +184,10 @@ impl Backend for CudaBackend {
         self.reserve_scratch(shape)
     }
 
+    fn release(&self) -> Result<()> {
+        self.scratch.clear()
+    }
+
     fn zeros(&self, dtype: Dtype, rows: usize, cols: usize) -> Result<CudaTensor> {
         self.new_tensor(dtype, rows, cols)
     }

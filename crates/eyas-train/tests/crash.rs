@@ -49,8 +49,7 @@ fn child() {
         writeln!(out, "event {name}").unwrap();
         out.flush().unwrap();
     };
-    if let Err(error) =
-        Trainer::new(job).and_then(|mut trainer| trainer.run(&mut tell, &AtomicBool::new(false)))
+    if let Err(error) = Trainer::new(job).and_then(|trainer| trainer.run(&mut tell, &AtomicBool::new(false)))
     {
         eprintln!("error: {error}");
         std::process::exit(7);

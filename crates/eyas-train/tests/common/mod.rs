@@ -1,6 +1,8 @@
 //! A tiny model on the CPU, rows for it, and runs.
 #![allow(dead_code)]
 
+pub mod card;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -20,11 +22,11 @@ pub fn backend() -> CpuBackend {
     CpuBackend::new(CpuOptions { matmul: Some(MatmulKernel::F32) }).unwrap()
 }
 
-pub fn load(backend: &CpuBackend, name: &str, quantize: Option<QuantConfig>) -> Model<CpuBackend> {
+pub fn load<B: Backend>(backend: &B, name: &str, quantize: Option<QuantConfig>) -> Model<B> {
     load_from(backend, &fixture(name), quantize)
 }
 
-pub fn load_from(backend: &CpuBackend, folder: &Path, quantize: Option<QuantConfig>) -> Model<CpuBackend> {
+pub fn load_from<B: Backend>(backend: &B, folder: &Path, quantize: Option<QuantConfig>) -> Model<B> {
     let source = ModelSource::open(folder).unwrap();
     source
         .load(backend, LoadOptions { quantize, positions: 64, embedding_on_host: false }, &mut |_, _| {})
@@ -118,38 +120,52 @@ pub struct Told {
 }
 
 /// A run over 19 rows with 5 held out.
-pub fn run(model: &Model<CpuBackend>, backend: &CpuBackend, recipe: &Recipe) -> Result<(Outcome, Told)> {
+pub fn run<B: Backend>(model: &Model<B>, backend: &B, recipe: &Recipe) -> Result<(Outcome, Told)> {
     run_rows(model, backend, recipe, &rows(19), None)
 }
 
 /// As [`run`]; stops when `stop_after` steps were taken.
-pub fn run_rows(
-    model: &Model<CpuBackend>,
-    backend: &CpuBackend,
+pub fn run_rows<B: Backend>(
+    model: &Model<B>,
+    backend: &B,
     recipe: &Recipe,
     train: &[Example],
     stop_after: Option<u64>,
 ) -> Result<(Outcome, Told)> {
+    let stop = AtomicBool::new(false);
+    let (outcome, told) = run_watched(model, backend, recipe, train, &stop, &mut |event| match event {
+        Event::Step(report) if Some(report.global_step) == stop_after => {
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+        _ => {}
+    });
+    Ok((outcome?, told))
+}
+
+/// As [`run`], with somebody who watches; tells what was told of a run that failed too.
+pub fn run_watched<B: Backend>(
+    model: &Model<B>,
+    backend: &B,
+    recipe: &Recipe,
+    train: &[Example],
+    stop: &AtomicBool,
+    watch: &mut dyn FnMut(&Event<'_>),
+) -> (Result<Outcome>, Told) {
     let eval = &rows(24)[19..];
     let mut told = Told::default();
-    let stop = AtomicBool::new(false);
     let extra_files = vec![ExtraFile { name: "recipe.toml".into(), contents: recipe.to_toml().into_bytes() }];
     let job = Job { backend, model, recipe, train, eval, extra_files };
-    let outcome = Trainer::new(job)?.run(
-        &mut |event: &Event<'_>| match event {
+    let mut observer = |event: &Event<'_>| {
+        match event {
             Event::Warning(warning) => told.warnings.push((*warning).into()),
             Event::Saved { step, .. } => told.saved.push(*step),
-            Event::Step(report) => {
-                told.losses.push(report.loss);
-                if Some(report.global_step) == stop_after {
-                    stop.store(true, std::sync::atomic::Ordering::Relaxed);
-                }
-            }
+            Event::Step(report) => told.losses.push(report.loss),
             _ => {}
-        },
-        &stop,
-    )?;
-    Ok((outcome, told))
+        }
+        watch(event);
+    };
+    let outcome = Trainer::new(job).and_then(|trainer| trainer.run(&mut observer, stop));
+    (outcome, told)
 }
 
 /// The bits of an adapter.

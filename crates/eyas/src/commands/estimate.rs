@@ -82,6 +82,7 @@ impl Estimate<'_> {
             layout: &layout,
             weights: &weights,
             dtype,
+            batch,
             max_tokens: tokens,
             max_sequences: batch,
             max_targets: tokens,

@@ -63,7 +63,7 @@ impl Work for Run<'_> {
 /// Runs a recipe, with a bar, until it is done or Ctrl-C stops it.
 pub fn train<B: Backend>(backend: &B, model: &Model<B>, recipe: &Recipe, rows: &Rows) -> Result<Outcome> {
     let stop = crate::interrupt::stop_flag()?;
-    let mut trainer = Trainer::new(Job {
+    let trainer = Trainer::new(Job {
         backend,
         model,
         recipe,
