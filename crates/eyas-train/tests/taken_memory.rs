@@ -11,7 +11,7 @@ use eyas_backend::Backend as _;
 use eyas_train::checkpoint::find_last;
 use eyas_train::plan::display_bytes;
 use eyas_train::recipe::{MemoryBudget, ResumeFrom};
-use eyas_train::{Error, Event, Job, Outcome, Recipe, Result, Trainer, TrainingPlan};
+use eyas_train::{Error, Event, Outcome, Recipe, Result, TrainingPlan};
 use serde_json::Value;
 
 /// More than any run here needs.
@@ -35,18 +35,8 @@ fn shared(recipe: &Recipe, batch: usize) -> Recipe {
 /// Every plan with micro-batches of so many rows, the largest first.
 fn plans(batch: usize) -> Vec<TrainingPlan> {
     let card = Card::new(LARGE);
-    let model = random_model(&card, 4);
-    let (train, eval) = (&rows(19), &rows(24)[19..]);
     let folder = tempfile::tempdir().unwrap();
-    let mut recipe = shared(&recipe(folder.path()), batch);
-    let mut plan = |budget: MemoryBudget| {
-        recipe.training.memory_budget = budget;
-        let job =
-            Job { backend: &card, model: &model, recipe: &recipe, train, eval, extra_files: Vec::new() };
-        Trainer::new(job).ok().map(|trainer| trainer.summary().plan.clone())
-    };
-    let first = plan(MemoryBudget::Auto);
-    std::iter::successors(first, |larger| plan(MemoryBudget::Bytes(larger.total() - 1))).collect()
+    common::plans(&random_model(&card, 4), &card, &shared(&recipe(folder.path()), batch))
 }
 
 /// Bytes of the least plan with micro-batches of so many rows.

@@ -176,6 +176,8 @@ impl Observer for TrainBar {
             }
             Event::EvaluationBatch { done, of } => {
                 let bar = self.evaluation.get_or_insert_with(|| count_bar("evaluating", *of as u64));
+                // An evaluation that is repeated in less memory has more batches.
+                bar.set_length(*of as u64);
                 bar.set_position(*done as u64);
             }
             Event::Evaluated(evaluation) => {

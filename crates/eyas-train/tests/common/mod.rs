@@ -11,7 +11,8 @@ use eyas_backend::{Backend, CpuBackend, CpuOptions, FlatBatch, MatmulKernel};
 use eyas_checkpoint::Checkpoint;
 use eyas_data::Example;
 use eyas_model::{LoadOptions, Model, ModelSource};
-use eyas_train::{Event, ExtraFile, Job, Outcome, Recipe, Result, Trainer};
+use eyas_train::recipe::MemoryBudget;
+use eyas_train::{Event, ExtraFile, Job, Outcome, Recipe, Result, Trainer, TrainingPlan};
 
 /// The golden files of the model crate, which the whole project shares.
 pub fn fixture(name: &str) -> PathBuf {
@@ -166,6 +167,19 @@ pub fn run_watched<B: Backend>(
     };
     let outcome = Trainer::new(job).and_then(|trainer| trainer.run(&mut observer, stop));
     (outcome, told)
+}
+
+/// Every plan that budgets give a run, the largest first.
+pub fn plans<B: Backend>(model: &Model<B>, backend: &B, recipe: &Recipe) -> Vec<TrainingPlan> {
+    let (train, eval) = (&rows(19), &rows(24)[19..]);
+    let mut recipe = recipe.clone();
+    let mut plan = |budget: MemoryBudget| {
+        recipe.training.memory_budget = budget;
+        let job = Job { backend, model, recipe: &recipe, train, eval, extra_files: Vec::new() };
+        Trainer::new(job).ok().map(|trainer| trainer.summary().plan.clone())
+    };
+    let first = plan(MemoryBudget::Auto);
+    std::iter::successors(first, |larger| plan(MemoryBudget::Bytes(larger.total() - 1))).collect()
 }
 
 /// The bits of an adapter.
