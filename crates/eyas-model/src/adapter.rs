@@ -29,6 +29,27 @@ pub struct LoraAdapter {
     pub base_model: String,
 }
 
+/// What `adapter_config.json` says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterSettings {
+    /// Which layers have an update, and its rank and scale.
+    pub lora: LoraConfig,
+    /// The name or path of the base model; empty where none is named.
+    pub base_model: String,
+}
+
+impl AdapterSettings {
+    /// Reads the settings of the adapter in a folder.
+    ///
+    /// # Errors
+    /// When the file is missing or damaged, or a setting is not supported.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let config = Config::read(&folder.join(CONFIG_FILE))?;
+        let base_model = config.text("base_model_name_or_path")?.unwrap_or_default().to_owned();
+        Ok(Self { lora: read_config(&config)?, base_model })
+    }
+}
+
 impl LoraAdapter {
     /// Writes the adapter's two files into a folder, each whole or not at all, the settings last.
     ///
@@ -47,10 +68,7 @@ impl LoraAdapter {
     /// # Errors
     /// When a file is missing or damaged, a setting is not supported, or the weights do not fit the model.
     pub fn load(folder: &Path, decoder: &Decoder) -> Result<Self> {
-        let config_path = folder.join(CONFIG_FILE);
-        let config = Config::read(&config_path)?;
-        let lora = read_config(&config)?;
-        let base_model = config.text("base_model_name_or_path")?.unwrap_or_default().to_owned();
+        let AdapterSettings { lora, base_model } = AdapterSettings::read(folder)?;
         let fail = |reason: String| Error::Adapter { path: folder.into(), reason };
         let layout = LoraLayout::new(decoder, lora).map_err(|error| {
             fail(format!("{error}. It was trained for `{base_model}`; is this its base model?"))

@@ -25,7 +25,7 @@ pub mod shapes;
 mod stream;
 
 pub use activations::{MemoryPlan, Retain, Workspace};
-pub use adapter::LoraAdapter;
+pub use adapter::{AdapterSettings, LoraAdapter};
 pub use block::ActiveAdapter;
 pub use cache::Cache;
 pub use decoder::Decoder;

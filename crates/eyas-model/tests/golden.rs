@@ -24,7 +24,7 @@ fn logits_of_the_base() {
     let backend = backend();
     for base in BASES {
         let golden = golden(base);
-        let model = load(&backend, &fixture(base), None);
+        let model = load(&backend, base, None);
         let actual = logits(&backend, &model, &batch(&golden, "flat"), None);
         assert_close(base, &actual, &floats(&golden, "logits.base"), LOGITS);
     }
@@ -36,7 +36,7 @@ fn logits_of_the_base_as_bitsandbytes_quantised_it() {
     for base in BASES {
         let golden = golden(base);
         let folder = quantised(base);
-        let model = load(&backend, folder.path(), None);
+        let model = load_from(&backend, folder.path(), None);
         let actual = logits(&backend, &model, &batch(&golden, "flat"), None);
         assert_close(base, &actual, &floats(&golden, "logits.nf4"), LOGITS);
     }
@@ -48,7 +48,7 @@ fn logits_of_the_base_as_we_quantise_it() {
     let backend = backend();
     for base in BASES {
         let golden = golden(base);
-        let model = load(&backend, &fixture(base), Some(QuantConfig::default()));
+        let model = load(&backend, base, Some(QuantConfig::default()));
         let actual = logits(&backend, &model, &batch(&golden, "flat"), None);
         assert_close(base, &actual, &floats(&golden, "logits.nf4"), 3e-3);
     }
@@ -59,7 +59,7 @@ fn logits_with_an_adapter_of_peft() {
     let backend = backend();
     for base in BASES {
         let golden = golden(base);
-        let model = load(&backend, &fixture(base), None);
+        let model = load(&backend, base, None);
         let adapter = LoraAdapter::load(&fixture(base).join("adapter"), model.decoder()).unwrap();
         let actual = logits(&backend, &model, &batch(&golden, "flat"), Some(&adapter));
         assert_close(base, &actual, &floats(&golden, "logits.adapter"), LOGITS);
@@ -71,7 +71,7 @@ fn loss_and_every_gradient_of_an_adapter() {
     let backend = backend();
     for base in BASES {
         let golden = golden(base);
-        let model = load(&backend, &fixture(base), None);
+        let model = load(&backend, base, None);
         let adapter = LoraAdapter::load(&fixture(base).join("adapter"), model.decoder()).unwrap();
         let flat = batch(&golden, "flat");
         let (loss, gradient) =
@@ -100,7 +100,7 @@ fn recomputed_blocks_give_the_same_bits() {
     let backend = backend();
     for base in BASES {
         let golden = golden(base);
-        let model = load(&backend, &fixture(base), Some(QuantConfig::default()));
+        let model = load(&backend, base, Some(QuantConfig::default()));
         let adapter = LoraAdapter::load(&fixture(base).join("adapter"), model.decoder()).unwrap();
         let flat = batch(&golden, "flat");
         let run =
@@ -116,7 +116,7 @@ fn each_sequence_alone_gives_what_it_gives_in_the_batch() {
     let backend = backend();
     for base in BASES {
         let golden = golden(base);
-        let model = load(&backend, &fixture(base), None);
+        let model = load(&backend, base, None);
         let flat = batch(&golden, "flat");
         let together = logits(&backend, &model, &flat, None);
         let vocab = model.decoder().vocab_size;
@@ -152,7 +152,7 @@ fn configurations_in_older_spellings_describe_the_same_decoder() {
 fn the_first_falcon_checkpoints_in_bin_shards() {
     let backend = backend();
     let golden = golden("falcon-7b");
-    let model = load(&backend, &fixture("falcon-refinedweb"), None);
+    let model = load(&backend, "falcon-refinedweb", None);
     let actual = logits(&backend, &model, &batch(&golden, "flat"), None);
     assert_close("falcon-refinedweb", &actual, &floats(&golden, "logits.base"), LOGITS);
 }
@@ -161,7 +161,7 @@ fn the_first_falcon_checkpoints_in_bin_shards() {
 fn a_checkpoint_that_bitsandbytes_quantised() {
     let backend = backend();
     let golden = golden("mistral");
-    let model = load(&backend, &fixture("mistral-bnb-nf4"), None);
+    let model = load(&backend, "mistral-bnb-nf4", None);
     let actual = logits(&backend, &model, &batch(&golden, "flat"), None);
     assert_close("mistral-bnb-nf4", &actual, &floats(&golden, "logits.nf4"), LOGITS);
 }
@@ -173,7 +173,7 @@ fn adapters_in_all_their_variants() {
     {
         let about = json(&format!("{variant}/golden.json"));
         let base = about["base"].as_str().unwrap();
-        let model = load(&backend, &fixture(base), None);
+        let model = load(&backend, base, None);
         let adapter = LoraAdapter::load(&fixture(variant), model.decoder()).unwrap();
 
         let modules = about["modules"].as_object().unwrap();

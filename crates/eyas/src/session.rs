@@ -1,13 +1,12 @@
 //! What most commands begin with: the device, the model with its tokenizer, the adapter, the settings.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use eyas_backend::Backend;
 use eyas_data::{ChatTemplate, PromptFormat, Tokenizer};
 use eyas_generate::{AdapterId, Engine, EngineOptions, Generator, SamplingParams};
-use eyas_model::{LoadOptions, LoraAdapter, Model, ModelSource};
+use eyas_model::{AdapterSettings, LoadOptions, LoraAdapter, Model, ModelSource};
 use eyas_train::Recipe;
 use eyas_train::plan::display_bytes;
 use eyas_train::recipe::PromptStyle;
@@ -28,10 +27,16 @@ pub const RECIPE_FILE: &str = "recipe.toml";
 /// Reads a recipe, a file or one inside the program by its name, and changes keys of it.
 pub fn recipe_with(name: &str, set: &[String]) -> Result<Recipe> {
     let mut recipe = recipe(name)?;
+    change(&mut recipe, set)?;
+    Ok(recipe)
+}
+
+/// Changes keys of a recipe, `key=value` each.
+pub fn change(recipe: &mut Recipe, set: &[String]) -> Result<()> {
     for assignment in set {
         recipe.set(assignment)?;
     }
-    Ok(recipe)
+    Ok(())
 }
 
 /// Reads a recipe: a file, or one inside the program by its name.
@@ -150,9 +155,7 @@ impl Settings {
             Some(file) => Recipe::read(file)?,
             None => builtin("mental-health")?,
         };
-        for assignment in &args.set {
-            recipe.set(assignment)?;
-        }
+        change(&mut recipe, &args.set)?;
         if let Some(tokens) = args.max_new_tokens {
             recipe.generation.max_new_tokens = tokens;
         }
@@ -205,14 +208,12 @@ pub fn sampling(recipe: &Recipe, seed: u64) -> SamplingParams {
 
 /// The base model that an adapter names.
 fn base_model(adapter: &Path) -> Result<String> {
-    let path = adapter.join(eyas_model::adapter::CONFIG_FILE);
-    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let config: serde_json::Value =
-        serde_json::from_str(&text).with_context(|| path.display().to_string())?;
-    match config["base_model_name_or_path"].as_str() {
-        Some(name) if !name.is_empty() => Ok(name.to_owned()),
-        _ => bail!("{} does not name its base model; give it with --model", path.display()),
+    let name = AdapterSettings::read(adapter)?.base_model;
+    if name.is_empty() {
+        let path = adapter.join(eyas_model::adapter::CONFIG_FILE);
+        bail!("{} does not name its base model; give it with --model", path.display());
     }
+    Ok(name)
 }
 
 /// An engine over a model, with an adapter if there is one.

@@ -2,62 +2,18 @@
 #![allow(dead_code)]
 
 pub mod card;
+#[path = "../../../eyas-model/tests/common/golden.rs"]
+pub mod golden;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use eyas_backend::spec::QuantConfig;
-use eyas_backend::{Backend, CpuBackend, CpuOptions, FlatBatch, MatmulKernel};
-use eyas_checkpoint::Checkpoint;
+use eyas_backend::Backend;
 use eyas_data::Example;
-use eyas_model::{LoadOptions, Model, ModelSource};
+use eyas_model::{LoadOptions, Model};
 use eyas_train::recipe::MemoryBudget;
 use eyas_train::{Event, ExtraFile, Job, Outcome, Recipe, Result, Trainer, TrainingPlan};
-
-/// The golden files of the model crate, which the whole project shares.
-pub fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../eyas-model/tests/fixtures").join(name)
-}
-
-pub fn backend() -> CpuBackend {
-    CpuBackend::new(CpuOptions { matmul: Some(MatmulKernel::F32) }).unwrap()
-}
-
-pub fn load<B: Backend>(backend: &B, name: &str, quantize: Option<QuantConfig>) -> Model<B> {
-    load_from(backend, &fixture(name), quantize)
-}
-
-pub fn load_from<B: Backend>(backend: &B, folder: &Path, quantize: Option<QuantConfig>) -> Model<B> {
-    let source = ModelSource::open(folder).unwrap();
-    source
-        .load(backend, LoadOptions { quantize, positions: 64, embedding_on_host: false }, &mut |_, _| {})
-        .unwrap()
-}
-
-pub fn floats(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
-    let mut values = Vec::new();
-    checkpoint.read_f32(name, &mut values).unwrap();
-    values
-}
-
-pub fn integers(checkpoint: &Checkpoint, name: &str) -> Vec<i32> {
-    let bytes = checkpoint.read_bytes(name).unwrap();
-    bytes.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap())).collect()
-}
-
-/// A golden batch, by its keys' prefix.
-pub fn batch(golden: &Checkpoint, prefix: &str) -> FlatBatch {
-    let ids = integers(golden, &format!("{prefix}.input_ids"));
-    let targets = integers(golden, &format!("{prefix}.targets"));
-    let bounds = integers(golden, &format!("{prefix}.cu_seqlens"));
-    let mut batch = FlatBatch::new();
-    for window in bounds.windows(2) {
-        let range = window[0] as usize..window[1] as usize;
-        let input_ids: Vec<u32> = ids[range.clone()].iter().map(|&id| id as u32).collect();
-        batch.push(&input_ids, &targets[range]).unwrap();
-    }
-    batch
-}
+pub use golden::*;
 
 /// Rows of different lengths, with something to learn in them: each continues an arithmetic progression.
 pub fn rows(count: usize) -> Vec<Example> {

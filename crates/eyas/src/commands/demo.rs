@@ -21,9 +21,7 @@ pub fn run(device: Choice, args: DemoArgs) -> Result<ExitCode> {
         recipe.model.model_name_or_path = Some(model);
     }
     recipe.training.output_dir = args.output.display().to_string();
-    for assignment in &args.set {
-        recipe.set(assignment)?;
-    }
+    session::change(&mut recipe, &args.set)?;
     recipe.validate()?;
     let name = recipe.model.model_name_or_path.clone().context("the recipe names no model")?;
 

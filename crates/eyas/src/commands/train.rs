@@ -28,9 +28,7 @@ pub fn run(device: Choice, args: TrainArgs) -> Result<ExitCode> {
     if args.resume {
         recipe.training.resume_from_checkpoint = ResumeFrom::Last;
     }
-    for assignment in &args.set {
-        recipe.set(assignment)?;
-    }
+    session::change(&mut recipe, &args.set)?;
     device.limit(&mut recipe);
     recipe.validate()?;
     let name = recipe
