@@ -149,10 +149,11 @@ pub(crate) fn compare(
                 "{name} was {before} and is now {after}: the learning rate follows the new schedule from here on, so \
                  the result is not that of one run of these steps"
             )),
-            key if same_rows && OF_SHARE.contains(&key) => warnings.push(format!(
+            "per_device_train_batch_size" if same_rows => warnings.push(format!(
                 "{name} was {before} and is now {after}, with as many rows a step: from here on sums are taken in \
-                 another order and dropout draws other masks"
+                 another order, and dropout draws other masks where there is any"
             )),
+            "gradient_accumulation_steps" if same_rows => {}
             "device" => warnings.push(format!(
                 "the run began on {before} and goes on on {after}: the result may differ in its last bits"
             )),

@@ -32,7 +32,7 @@ pub(crate) struct Run<'a, B: Backend> {
     pub state: TrainerState,
     pub progress: Progress,
     /// What the result depends on.
-    pub run: Map<String, Value>,
+    pub depends_on: Map<String, Value>,
     pub due: Due,
     pub newest_checkpoint: Option<PathBuf>,
 }
@@ -281,7 +281,7 @@ impl<'a, B: Backend> Run<'a, B> {
                 optimizer: &optimizer,
                 state: &self.state,
                 progress: &self.progress,
-                run: &self.run,
+                run: &self.depends_on,
                 extra: &self.job.extra_files,
             },
         )?;

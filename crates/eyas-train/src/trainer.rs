@@ -85,13 +85,13 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let lengths = train.iter().map(|example| example.input_ids.len()).collect();
         let sampler = Sampler::new(order, training.seed, lengths)?;
         let layout = LoraLayout::new(model.decoder(), recipe.lora.config())?;
-        let run = resume::describe(backend, model, recipe, train, max_steps, warmup_steps)?;
+        let depends_on = resume::describe(backend, model, recipe, train, max_steps, warmup_steps)?;
         let output = PathBuf::from(&training.output_dir);
         checkpoint::clean(&output);
         let from = starting_checkpoint(&output, training, &mut warnings)?;
         let opened = from.as_deref().map(checkpoint::open).transpose()?;
         if let (Some(folder), Some(opened)) = (&from, &opened) {
-            warnings.extend(resume::compare(folder, &opened.run, &run)?);
+            warnings.extend(resume::compare(folder, &opened.run, &depends_on)?);
         }
 
         let mut trainer_state = TrainerState::new(max_steps, num_train_epochs, training);
@@ -129,7 +129,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let planned = match &opened {
             None => planner.room(Share::of(training), budget, None)?,
             Some(opened) => {
-                let (share, rows) = (share(opened, &run, training)?, progress.logit_rows);
+                let (share, rows) = (share(opened, &depends_on, training)?, progress.logit_rows);
                 match planner.room(share, budget, Some(rows)) {
                     Err(Error::Memory { needed, budget: allowed, .. }) => {
                         let room = planner.fit(share, budget, rows)?;
@@ -177,7 +177,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             summary,
             state: trainer_state,
             progress,
-            run,
+            depends_on,
             due,
             newest_checkpoint: from,
         };

@@ -131,7 +131,8 @@ fn a_step_is_repeated_in_the_same_bits() {
         }
         let [change] = &changes(folder.path())[..] else { panic!("{op}") };
         assert_eq!((&change["step"], &change["per_device_train_batch_size"]), (&3.into(), &4.0.into()));
-        assert!(change["planned_memory_bytes"].as_f64().unwrap() <= plans[1] as f64);
+        // All that the run had held was free again.
+        assert_eq!(change["planned_memory_bytes"], plans[1] as f64, "{op}");
     }
 }
 
@@ -224,6 +225,27 @@ fn an_evaluation_is_repeated() {
         assert_eq!((bits, seen), (expected.clone(), log.clone()), "{op}");
         assert_eq!((told.warnings.len(), &changes[0]["step"]), (1, &step.into()), "{op}");
     }
+}
+
+/// The scale of the loss is not begun anew.
+#[test]
+fn loss_scaling_goes_on() {
+    let card = Card::new(LARGE).half();
+    let model = random_model(&card, 4);
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = recipe(folder.path());
+    settings.training.save_steps = 9;
+    let left = common::plans(&model, &card, &settings)[1].total();
+    let (stop, train) = (AtomicBool::new(false), rows(19));
+    let (outcome, told) = run_watched(&model, &card, &settings, &train, &stop, &mut |event| match event {
+        Event::Step(report) if report.global_step == 4 => card.break_at(leaves(left, "project_backward", 3)),
+        _ => {}
+    });
+    outcome.unwrap();
+    assert_eq!((told.warnings.len(), told.losses.len()), (1, 9));
+    let saved = std::fs::read_to_string(folder.path().join("checkpoint-9/eyas_state.json")).unwrap();
+    let saved: Value = serde_json::from_str(&saved).unwrap();
+    assert_eq!(saved["progress"]["loss_scale"]["good_steps"], 9);
 }
 
 /// Memory goes in three bites. Each time the run goes on in what is left.

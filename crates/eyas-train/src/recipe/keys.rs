@@ -162,7 +162,8 @@ sections! {
         overwrite_output_dir: bool = false,
         /// Go on from the last checkpoint in output_dir (true), or from this folder.
         resume_from_checkpoint: ResumeFrom = ResumeFrom::Never,
-        /// Rows a micro-batch: what is in memory at once.
+        /// Rows a micro-batch: what is in memory at once. Where memory that was free is taken, the run goes on with fewer and
+        /// accumulates over more.
         per_device_train_batch_size: usize = 8,
         /// Rows a batch of evaluation; fewer where they would take more memory than a micro-batch.
         per_device_eval_batch_size: usize = 8,

@@ -46,6 +46,7 @@ pub struct Fault {
 /// The device.
 #[derive(Debug)]
 pub struct Card {
+    dtype: Dtype,
     cpu: CpuBackend,
     state: Arc<Mutex<State>>,
 }
@@ -68,7 +69,12 @@ impl Card {
     /// A card of so many bytes.
     pub fn new(size: u64) -> Self {
         let state = State { size, used: 0, taken: 0, scratch: 0, calls: BTreeMap::new(), faults: Vec::new() };
-        Self { cpu: super::backend(), state: Arc::new(Mutex::new(state)) }
+        Self { dtype: Dtype::F32, cpu: super::backend(), state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// The same with activations in half precision by name and size; it computes as before.
+    pub fn half(self) -> Self {
+        Self { dtype: Dtype::F16, ..self }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -255,7 +261,7 @@ impl Backend for Card {
     }
 
     fn compute_dtype(&self) -> Dtype {
-        Dtype::F32
+        self.dtype
     }
 
     fn synchronize(&self) -> Result<()> {
@@ -295,7 +301,7 @@ impl Backend for Card {
     }
 
     fn zeros(&self, dtype: Dtype, rows: usize, cols: usize) -> Result<T> {
-        self.hold("zeros", (rows * cols * 4) as u64, || self.cpu.zeros(dtype, rows, cols))
+        self.hold("zeros", (rows * cols * dtype.size()) as u64, || self.cpu.zeros(dtype, rows, cols))
     }
 
     fn load_weight(&self, matrix: HostMatrix<'_>, storage: Storage) -> Result<CpuWeight> {
