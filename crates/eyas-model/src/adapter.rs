@@ -36,6 +36,8 @@ pub struct AdapterSettings {
     pub lora: LoraConfig,
     /// The name or path of the base model; empty where none is named.
     pub base_model: String,
+    /// The base model's revision on the hub, where one is named.
+    pub revision: Option<String>,
 }
 
 impl AdapterSettings {
@@ -46,7 +48,8 @@ impl AdapterSettings {
     pub fn read(folder: &Path) -> Result<Self> {
         let config = Config::read(&folder.join(CONFIG_FILE))?;
         let base_model = config.text("base_model_name_or_path")?.unwrap_or_default().to_owned();
-        Ok(Self { lora: read_config(&config)?, base_model })
+        let revision = config.text("revision")?.map(str::to_owned);
+        Ok(Self { lora: read_config(&config)?, base_model, revision })
     }
 }
 
@@ -68,7 +71,7 @@ impl LoraAdapter {
     /// # Errors
     /// When a file is missing or damaged, a setting is not supported, or the weights do not fit the model.
     pub fn load(folder: &Path, decoder: &Decoder) -> Result<Self> {
-        let AdapterSettings { lora, base_model } = AdapterSettings::read(folder)?;
+        let AdapterSettings { lora, base_model, .. } = AdapterSettings::read(folder)?;
         let fail = |reason: String| Error::Adapter { path: folder.into(), reason };
         let layout = LoraLayout::new(decoder, lora).map_err(|error| {
             fail(format!("{error}. It was trained for `{base_model}`; is this its base model?"))

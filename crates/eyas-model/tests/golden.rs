@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use eyas_backend::spec::QuantConfig;
 use eyas_checkpoint::Checkpoint;
-use eyas_model::{LoraAdapter, ModelSource, Retain};
+use eyas_model::{AdapterSettings, LoraAdapter, ModelSource, Retain};
 use serde_json::Value;
 
 const LOGITS: f64 = 1e-5;
@@ -226,4 +226,17 @@ fn saved_weights_equal_the_file_that_peft_wrote() {
     adapter.save(folder.path()).unwrap();
     let read = |folder: &std::path::Path| std::fs::read(folder.join("adapter_model.safetensors")).unwrap();
     assert!(read(folder.path()) == read(&fixture("llama2/adapter")));
+}
+
+#[test]
+fn the_settings_of_an_adapter_name_its_base() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = AdapterSettings::read(&fixture("llama2/adapter")).unwrap();
+    assert_eq!((settings.base_model.as_str(), settings.revision), ("tiny/llama2", None));
+    let file = folder.path().join("adapter_config.json");
+    let text = r#"{"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], "revision": "main"}"#;
+    std::fs::write(&file, text).unwrap();
+    let settings = AdapterSettings::read(folder.path()).unwrap();
+    assert_eq!((settings.base_model.as_str(), settings.revision.as_deref()), ("", Some("main")));
+    assert_eq!((settings.lora.r, settings.lora.lora_alpha), (4, 8.0));
 }
