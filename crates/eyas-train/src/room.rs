@@ -59,6 +59,13 @@ pub(crate) struct Room {
     pub eval_batches: Vec<FlatBatch>,
 }
 
+/// A room that was not to be had.
+#[derive(Debug)]
+pub(crate) struct Lacking {
+    pub asked: Room,
+    pub why: String,
+}
+
 /// What a run needs room for.
 #[derive(Debug)]
 pub(crate) struct Planner<'a, B: Backend> {
@@ -75,7 +82,7 @@ pub(crate) struct Planner<'a, B: Backend> {
 
 impl<'a, B: Backend> Planner<'a, B> {
     /// Bytes that the run may take.
-    pub fn budget(&self) -> Result<Option<u64>> {
+    fn budget(&self) -> Result<Option<u64>> {
         plan::budget(self.backend, self.model.footprint(), self.training.memory_budget)
     }
 
@@ -83,7 +90,7 @@ impl<'a, B: Backend> Planner<'a, B> {
     ///
     /// # Errors
     /// [`Error::Memory`] when no plan fits.
-    pub fn room(&self, share: Share, budget: Option<u64>, logit_rows: Option<usize>) -> Result<Room> {
+    fn room(&self, share: Share, budget: Option<u64>, logit_rows: Option<usize>) -> Result<Room> {
         let Self { backend, model, training, train, eval, .. } = *self;
         let largest = Largest::of(train, &self.sampler, share.batch, share.accumulation, self.epochs);
         let longest_eval = eval.iter().map(|example| example.input_ids.len()).max().unwrap_or(0);
@@ -111,7 +118,7 @@ impl<'a, B: Backend> Planner<'a, B> {
     ///
     /// # Errors
     /// [`Error::Memory`] when micro-batches of one row do not fit.
-    pub fn fit(&self, share: Share, budget: Option<u64>, logit_rows: usize) -> Result<Room> {
+    fn fit(&self, share: Share, budget: Option<u64>, logit_rows: usize) -> Result<Room> {
         let mut share = share;
         loop {
             let room = match self.room(share, budget, Some(logit_rows)) {
@@ -123,6 +130,34 @@ impl<'a, B: Backend> Planner<'a, B> {
                 (room, _) => return room,
             };
         }
+    }
+
+    /// The room to start with, allocated. With `logit_rows` the run has begun before, with so many rows of logits. Where
+    /// the room takes less than was asked for, that one comes along.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when no plan of a new run fits, or none at all of one that has begun.
+    pub fn start(
+        &self,
+        share: Share,
+        logit_rows: Option<usize>,
+        state: &State,
+    ) -> Result<(Room, Engine<'a, B>, Option<Lacking>)> {
+        let budget = self.budget()?;
+        let (planned, mut lacking) = match (self.room(share, budget, logit_rows), logit_rows) {
+            (Err(Error::Memory { needed, budget: allowed, .. }), Some(rows)) => {
+                let [needed, allowed] = [needed, allowed].map(display_bytes);
+                let why = format!("{needed} are needed and {allowed} may be taken");
+                let asked = self.room(share, None, logit_rows)?;
+                (self.fit(share, budget, rows)?, Some(Lacking { asked, why }))
+            }
+            (room, _) => (room?, None),
+        };
+        let (room, engine, error) = self.settle(planned.clone(), state)?;
+        if let Some(error) = error {
+            lacking = lacking.or(Some(Lacking { asked: planned, why: error.to_string() }));
+        }
+        Ok((room, engine, lacking))
     }
 
     /// The room in what is left, after the device lacked `missing` bytes for one. It takes less, whatever is said to

@@ -8,18 +8,17 @@ use eyas_data::split::Passes;
 use eyas_data::{Example, Order, Sampler};
 use eyas_model::{LoraLayout, Model};
 
+use crate::Result;
 use crate::checkpoint::{self, ExtraFile, Progress};
 use crate::engine::{Engine, State};
 use crate::events::{Event, Observer, Outcome, Summary};
-use crate::plan::display_bytes;
 use crate::prepare::{check_dtype, check_rows, share, starting_checkpoint};
 use crate::recipe::Recipe;
 use crate::resume;
-use crate::room::{Planner, Share};
+use crate::room::{Lacking, Planner, Share};
 use crate::run::{Due, Run};
 use crate::schedule::Schedule;
 use crate::state::TrainerState;
-use crate::{Error, Result};
 
 /// All that a run needs.
 #[derive(Debug)]
@@ -122,31 +121,14 @@ impl<'a, B: Backend> Trainer<'a, B> {
             sampler,
             epochs: num_train_epochs,
         };
-        let budget = planner.budget()?;
-        let first_step = progress.global_step + 1;
-        let dropout = layout.config.lora_dropout > 0.0;
-        let mut change = None;
-        let planned = match &opened {
-            None => planner.room(Share::of(training), budget, None)?,
-            Some(opened) => {
-                let (share, rows) = (share(opened, &depends_on, training)?, progress.logit_rows);
-                match planner.room(share, budget, Some(rows)) {
-                    Err(Error::Memory { needed, budget: allowed, .. }) => {
-                        let room = planner.fit(share, budget, rows)?;
-                        let [needed, allowed] = [needed, allowed].map(display_bytes);
-                        let why = format!("{needed} are needed and {allowed} may be taken");
-                        let before = planner.room(share, None, Some(rows))?;
-                        change = Some(before.change(&room, &why, first_step, dropout));
-                        room
-                    }
-                    room => room?,
-                }
-            }
+        let (share, logit_rows) = match &opened {
+            Some(opened) => (share(opened, &depends_on, training)?, Some(progress.logit_rows)),
+            None => (Share::of(training), None),
         };
-        let (room, engine, why) = planner.settle(planned.clone(), &state)?;
-        if let Some(why) = why {
-            change = Some(planned.change(&room, &why.to_string(), first_step, dropout));
-        }
+        let (room, engine, lacking) = planner.start(share, logit_rows, &state)?;
+        let change = lacking.map(|Lacking { asked, why }| {
+            asked.change(&room, &why, progress.global_step + 1, layout.config.lora_dropout > 0.0)
+        });
         let summary = Summary {
             device: backend.name(),
             plan: room.plan.clone(),
