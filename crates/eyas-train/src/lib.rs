@@ -13,6 +13,7 @@ pub mod optimizer;
 pub mod plan;
 mod prepare;
 pub mod recipe;
+mod report;
 mod resume;
 mod rows;
 mod schedule;

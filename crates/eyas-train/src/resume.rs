@@ -13,7 +13,7 @@ use crate::recipe::Recipe;
 use crate::{Error, Result};
 
 /// Where things are, how they are shown, and how much memory they take: none of it changes the result.
-const WITHOUT_EFFECT: [&str; 15] = [
+const WITHOUT_EFFECT: [&str; 18] = [
     "output_dir",
     "overwrite_output_dir",
     "resume_from_checkpoint",
@@ -28,6 +28,9 @@ const WITHOUT_EFFECT: [&str; 15] = [
     "push_to_hub",
     "hub_model_id",
     "report_to",
+    "logging_dir",
+    "run_name",
+    "wandb_project",
     "warmup_ratio",
 ];
 /// Their effect is on the schedule, through the numbers of steps.

@@ -18,6 +18,7 @@ use crate::optimizer::OptimizerState;
 use crate::plan::{self, Shape, TrainingPlan};
 use crate::prepare::{Largest, check_dtype, check_rows, starting_checkpoint, within};
 use crate::recipe::{MemoryBudget, Recipe};
+use crate::report::Reporting;
 use crate::resume;
 use crate::schedule::Schedule;
 use crate::state::TrainerState;
@@ -209,6 +210,14 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// # Errors
     /// When the device fails, a loss is not finite, or a file cannot be written. Earlier checkpoints stay whole.
     pub fn run(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
+        let Job { recipe, model, .. } = self.job;
+        let mut reporting = Reporting::open(observer, recipe, model.decoder(), &self.state)?;
+        let result = self.train(&mut reporting, stop);
+        reporting.close(&result);
+        result
+    }
+
+    fn train(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
         observer.event(&Event::Started(&self.summary));
         for warning in std::mem::take(&mut self.warnings) {
             observer.event(&Event::Warning(&warning));

@@ -111,8 +111,8 @@ fn a_value_of_another_type_names_its_key() {
         "run.toml:2: `lr_scheduler_type` is \"cosin\": unknown variant `cosin`, expected one of `linear`, `cosine`, \
          `constant`, `constant_with_warmup`",
     );
-    let error = Recipe::parse("run.toml", "report_to = [\"wandb\"]").unwrap_err().to_string();
-    assert!(error.contains("`wandb` is not supported") && error.contains("trainer_state.json"), "{error}");
+    let error = Recipe::parse("run.toml", "report_to = [\"mlflow\"]").unwrap_err().to_string();
+    assert!(error.contains("`mlflow` is not supported") && error.contains("trainer_state.json"), "{error}");
     let error = Recipe::parse("run.toml", "optim = \"lion_8bit\"").unwrap_err().to_string();
     assert!(error.contains("`lion_8bit` is not supported"), "{error}");
 }

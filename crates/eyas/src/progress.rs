@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use eyas_train::plan::display_bytes;
+use eyas_train::recipe::Reporter;
 use eyas_train::{Event, Observer};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -146,6 +147,13 @@ impl Observer for TrainBar {
                 self.bar = hidden_unless_terminal(summary.max_steps * TICKS);
                 self.bar.set_style(style("{prefix} {wide_bar:.green/dim} {msg}"));
                 self.place(summary.global_step);
+            }
+            Event::Reporting { reporter, folder } => {
+                let command = match reporter {
+                    Reporter::Tensorboard => "tensorboard --logdir",
+                    Reporter::Wandb => "wandb sync",
+                };
+                eprintln!("metrics: {command} {}", folder.display());
             }
             Event::Warning(text) => self.say(&format!("warning: {text}")),
             Event::MicroBatch { done, of } => {

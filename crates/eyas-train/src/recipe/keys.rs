@@ -217,8 +217,15 @@ sections! {
         push_to_hub: bool = false,
         /// Name of the repository on the hub.
         hub_model_id: Option<String> = None,
-        /// `none`: metrics go to trainer_state.json.
-        report_to: Reporters = Reporters,
+        /// Where metrics go besides trainer_state.json: `tensorboard` (event files), `wandb` (an offline run, which
+        /// `wandb sync` uploads), a list of them, `all` or `none`.
+        report_to: Reporters = Reporters::default(),
+        /// Folder of the event files for TensorBoard; not set: a new one under runs/ in output_dir.
+        logging_dir: Option<String> = None,
+        /// What Weights & Biases calls the run; not set: output_dir.
+        run_name: Option<String> = None,
+        /// The project on Weights & Biases that the run belongs to.
+        wandb_project: String = "eyas".into(),
     }
 
     /// How answers are generated.
