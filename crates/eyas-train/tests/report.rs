@@ -303,7 +303,8 @@ fn losses(records: &[(u64, Vec<(u64, Field)>)]) -> Vec<(u64, u64, f64)> {
     let points = records.iter().filter(|(kind, _)| *kind == HISTORY).map(|(_, record)| items(record));
     points
         .filter_map(|point| {
-            let value = |name: &str| point.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+            let value =
+                |name: &str| point.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
             let loss = value("train/loss")?.as_f64()?;
             Some((value("_step")?.as_u64()?, value("train/global_step")?.as_u64()?, loss))
         })

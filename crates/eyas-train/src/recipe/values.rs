@@ -321,7 +321,9 @@ impl<'de> Deserialize<'de> for Reporters {
                 ("all", _) => reporters.extend(Reporter::ALL),
                 (_, Some(reporter)) => reporters.push(reporter),
                 ("none", _) => {
-                    return Err(serde::de::Error::custom("`none` stands beside other names; keep the one or the others"));
+                    return Err(serde::de::Error::custom(
+                        "`none` stands beside other names; keep the one or the others",
+                    ));
                 }
                 (other, _) => {
                     return Err(serde::de::Error::custom(format!(
@@ -373,7 +375,10 @@ mod tests {
         let error = read(r#""mlflow""#).unwrap_err().to_string();
         assert!(error.contains("`mlflow` is not supported") && error.contains("wandb"), "{error}");
         for text in [r#""none""#, r#"["tensorboard","wandb"]"#] {
-            assert_eq!(serde_json::to_string(&serde_json::from_str::<Reporters>(text).unwrap()).unwrap(), text);
+            assert_eq!(
+                serde_json::to_string(&serde_json::from_str::<Reporters>(text).unwrap()).unwrap(),
+                text
+            );
         }
     }
 

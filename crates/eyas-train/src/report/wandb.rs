@@ -85,8 +85,7 @@ impl RunLog {
     fn begin(root: &Path, run: &Run<'_>) -> Result<Self> {
         const ALPHABET: &[u8] = b"0123456789abcdefghijklmnopqrstuvwxyz";
         let mut rng = rand::rng();
-        let id: String =
-            (0..8).map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())])).collect();
+        let id: String = (0..8).map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())])).collect();
         let time = Local::now().format("%Y%m%d_%H%M%S");
         let folder = root.join(format!("{PREFIX}{time}-{id}"));
         // What `wandb sync` expects beside the log.
@@ -100,7 +99,8 @@ impl RunLog {
         let mut log = Self { folder, path, file, end, records: 0, points: 0, started: now() };
 
         // The oldest wandb that may read it; the number is what wandb's own program writes.
-        let version = Message::default().text(1, concat!("eyas ", env!("CARGO_PKG_VERSION"))).text(2, "0.70.0");
+        let version =
+            Message::default().text(1, concat!("eyas ", env!("CARGO_PKG_VERSION"))).text(2, "0.70.0");
         log.write(record::HEADER, &Message::default().message(1, &version))?;
         let description = log.description(&id, run);
         log.write(record::RUN, &description)?;
@@ -141,10 +141,12 @@ impl RunLog {
         let mut file = File::options().write(true).open(&path).map_err(fail)?;
         file.set_len(kept.end).map_err(fail)?;
         file.seek(SeekFrom::End(0)).map_err(fail)?;
-        // It was uploaded as it stood, and has more to say now.
-        let mut synced = path.clone().into_os_string();
-        synced.push(".synced");
-        let _ = fs::remove_file(synced);
+        // What `wandb sync` noted of an upload is of the log as it was; without it the whole run is uploaded anew.
+        for note in [".synced", ".syncstate"] {
+            let mut beside = path.clone().into_os_string();
+            beside.push(note);
+            let _ = fs::remove_file(beside);
+        }
         let started = now() - kept.runtime;
         let (end, records, points) = (kept.end, kept.records, kept.points);
         Ok(Some(Self { folder: folder.into(), path, file, end, records, points, started }))
