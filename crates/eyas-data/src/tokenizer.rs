@@ -5,6 +5,7 @@ pub(crate) mod files;
 mod folder;
 mod gguf;
 mod pre;
+mod save;
 mod stream;
 
 use std::ops::Range;

@@ -39,6 +39,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Talk to a model in the terminal
     Chat(ChatArgs),
+    /// Add an adapter to its base's weights and write a model that transformers and vLLM load
+    Merge(MergeArgs),
     /// Serve a model and its adapters: a chat page for people, an API for programs
     Serve(ServeArgs),
     /// Print every key of a recipe with its default and meaning
@@ -236,6 +238,47 @@ pub struct ChatArgs {
     /// Instructions before the first turn
     #[arg(long)]
     pub system: Option<String>,
+}
+
+/// Options of `merge`.
+#[derive(Debug, Args)]
+pub struct MergeArgs {
+    /// The base model: a folder, a GGUF file, or a name in the Hugging Face cache; by default the one that the adapter
+    /// was trained on
+    #[arg(long)]
+    pub model: Option<String>,
+    /// The adapter's folder
+    #[arg(long, value_name = "FOLDER")]
+    pub adapter: PathBuf,
+    /// The folder to write, new or empty
+    #[arg(long, value_name = "FOLDER")]
+    pub output: PathBuf,
+    /// Type of the weights that are written [default: the base's own, bf16 where that is a block type]
+    #[arg(long, value_enum)]
+    pub dtype: Option<WeightType>,
+    /// The most bytes of a weight file
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = crate::device::memory)]
+    pub max_shard_size: u64,
+    /// Merge into the weights as 4-bit quantisation left them, not into the original ones.
+    ///
+    /// The adapter was trained on the quantised weights, so this is the nearer to the trained function: it gives the
+    /// answers of base and adapter together, but for rounding to the type that is written (with --dtype f32 to the
+    /// last bits). The original weights, which PEFT's merge_and_unload takes too, are rid of the quantisation error,
+    /// but the adapter never saw them, and what it learned to make up for that error is then too much.
+    /// The quantisation is that of the recipe beside the adapter, else NF4 with double quantisation.
+    #[arg(long, alias = "from-quantized")]
+    pub from_quantised: bool,
+}
+
+/// A type that weights are written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WeightType {
+    /// bfloat16
+    Bf16,
+    /// IEEE half precision
+    F16,
+    /// 32 bits
+    F32,
 }
 
 /// How far the safety layer reaches.

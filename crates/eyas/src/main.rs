@@ -44,6 +44,7 @@ fn run(device: Choice, command: Command) -> Result<ExitCode> {
         Command::Compare(args) => commands::compare::run(device, args),
         Command::Generate(args) => commands::generate::run(device, args),
         Command::Chat(args) => commands::chat::run(device, args),
+        Command::Merge(args) => commands::merge::run(args),
         Command::Serve(args) => commands::serve::run(device, args),
         Command::Recipe => commands::recipe::run(),
         Command::Estimate(args) => commands::estimate::run(device, args),

@@ -204,7 +204,7 @@ pub fn sampling(recipe: &Recipe, seed: u64) -> SamplingParams {
 }
 
 /// The base model that an adapter names.
-fn base_model(adapter: &Path) -> Result<String> {
+pub fn base_model(adapter: &Path) -> Result<String> {
     let path = adapter.join(eyas_model::adapter::CONFIG_FILE);
     let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let config: serde_json::Value =
