@@ -58,7 +58,7 @@ def compare(name: str, folder: Path, expected, tolerance: float = TOLERANCE) -> 
 
 
 def check_base(program: Path, name: str, scratch: Path) -> None:
-    """In f32 and shards, in the base's own bfloat16, and merged into the quantised weights."""
+    """In f32 and shards, in the base's own type, and merged into the quantised weights."""
     base, adapter = FIXTURES / name, FIXTURES / name / "adapter"
     output = scratch / "f32"
     printed = merge(program, base, adapter, output, "--dtype", "f32", "--max-shard-size", "100KB")
@@ -66,15 +66,17 @@ def check_base(program: Path, name: str, scratch: Path) -> None:
     assert json.loads((output / "model.safetensors.index.json").read_text())["metadata"]["total_size"] > 100_000
     compare(name, output, reference(base, adapter))
 
-    # bfloat16: the same sum, rounded once. Where another order of summation crosses a tie the last place differs.
+    # The same sum, rounded once. Another order of summation shows in f32's last places, and hardly ever in half's.
     merge(program, base, adapter, scratch / "own")
     ours = AutoModelForCausalLM.from_pretrained(scratch / "own").state_dict()
-    theirs = reference(base, adapter, dtype=torch.bfloat16).state_dict()
+    own = AutoModelForCausalLM.from_pretrained(base).dtype
+    theirs = reference(base, adapter, dtype=own).state_dict()
     assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
     for key, value in theirs.items():
-        assert ours[key].dtype == torch.bfloat16, f"{name}: {key} is {ours[key].dtype}"
-        same = (ours[key] == value).float().mean().item()
-        assert same > 0.999, f"{name}: only {same:.2%} of {key} are PEFT's"
+        assert ours[key].dtype == own, f"{name}: {key} is {ours[key].dtype}"
+        differ = (ours[key].float() - value.float()).abs() > (1e-6 if own == torch.float32 else 0)
+        share = differ.float().mean().item()
+        assert share < 0.001, f"{name}: {share:.2%} of {key} are not PEFT's"
 
     merge(program, base, adapter, scratch / "nf4", "--dtype", "f32", "--from-quantised")
     # bitsandbytes' paths themselves disagree by a code in the nested scales, and ours takes the nearest.
