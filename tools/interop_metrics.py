@@ -4,7 +4,7 @@ uploads the offline run to a server that this script plays.
     python tools/interop_metrics.py --program target/debug/examples/interop
 
 The run ends after its fifth step with its last checkpoint after the fourth, as if it had been killed, and goes on from
-there: both readers must have every step once, with the values of `trainer_state.json`.
+there to the end, and once more from the end: both readers must have every step once, with the values of `trainer_state.json`.
 
 Needs the packages of tools/requirements.txt, and `cargo build --example interop -p eyas-train`.
 """
@@ -41,7 +41,7 @@ def tag(name: str) -> str:
 def check_tensorboard(output: Path, log: list[dict]) -> None:
     """The folder holds exactly the log, once."""
     (folder,) = (output / "runs").iterdir()
-    assert len(list(folder.iterdir())) == 2, "the resumed run writes a file of its own beside the first"
+    assert len(list(folder.iterdir())) == 3, "each process writes a file of its own into the same folder"
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
     events.Reload()
     expected = {}

@@ -85,8 +85,11 @@ fn metrics(backend: &CpuBackend, model: &Model<CpuBackend>, base: &str, output: 
     Trainer::new(job)?.run(&mut stop_after_five, &stop)?;
     std::fs::remove_dir_all(output.join("checkpoint-5"))?;
     recipe.set("resume_from_checkpoint=true")?;
-    let job = Job { backend, model, recipe: &recipe, train, eval, extra_files: Vec::new() };
-    Trainer::new(job)?.run(&mut |_: &Event<'_>| {}, &AtomicBool::new(false))?;
+    // The second time there is nothing left to do but to end once more.
+    for _ in 0..2 {
+        let job = Job { backend, model, recipe: &recipe, train, eval, extra_files: Vec::new() };
+        Trainer::new(job)?.run(&mut |_: &Event<'_>| {}, &AtomicBool::new(false))?;
+    }
     Ok(())
 }
 

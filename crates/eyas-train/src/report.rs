@@ -35,7 +35,12 @@ struct Run<'a> {
     origin: Origin,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    /// What was logged from a step on.
+    fn entries_from(&self, step: u64) -> impl Iterator<Item = &'a LogEntry> {
+        self.state.log_history.iter().filter(move |entry| step_of(entry) >= step)
+    }
+
     /// Every key of the recipe that has a value; keys are unique across sections.
     fn settings(&self) -> Map<String, Value> {
         let Ok(Value::Object(sections)) = serde_json::to_value(&**self.recipe) else { return Map::new() };
@@ -156,6 +161,11 @@ fn tag(name: &str) -> String {
     }
 }
 
+/// The step of an entry.
+fn step_of(entry: &LogEntry) -> u64 {
+    entry.get("step").and_then(Value::as_u64).unwrap_or_default()
+}
+
 /// Seconds since 1970.
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
@@ -168,5 +178,48 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
         Ok(entries) => entries.map(|entry| Ok(entry.map_err(fail)?.path())).collect(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(fail(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails from the second entry on.
+    struct Failing(usize);
+
+    impl MetricsWriter for Failing {
+        fn logged(&mut self, _entry: &LogEntry) -> Result<()> {
+            self.0 += 1;
+            let full = || Error::Io { path: "events".into(), source: io::ErrorKind::StorageFull.into() };
+            if self.0 < 2 { Ok(()) } else { Err(full()) }
+        }
+
+        fn place(&self) -> &Path {
+            Path::new("events")
+        }
+
+        fn close(&mut self, _exit_code: u8) -> Result<()> {
+            panic!("it was given up")
+        }
+    }
+
+    #[test]
+    fn a_writer_that_fails_is_given_up_with_one_warning_and_the_run_goes_on() {
+        let (mut warnings, mut logged) = (Vec::new(), 0);
+        let mut observer = |event: &Event<'_>| match event {
+            Event::Warning(text) => warnings.push((*text).to_owned()),
+            Event::Logged(_) => logged += 1,
+            _ => {}
+        };
+        let writers: Vec<(Reporter, Box<dyn MetricsWriter>)> =
+            vec![(Reporter::Tensorboard, Box::new(Failing(0)))];
+        let mut reporting = Reporting { inner: &mut observer, writers };
+        for _ in 0..4 {
+            reporting.event(&Event::Logged(&LogEntry::new()));
+        }
+        reporting.close(&Err(Error::Rows(String::new())));
+        assert_eq!((warnings.len(), logged), (1, 4), "{warnings:?}");
+        assert!(warnings[0].contains("tensorboard") && warnings[0].contains("events"), "{warnings:?}");
     }
 }

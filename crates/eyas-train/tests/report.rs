@@ -201,7 +201,8 @@ fn a_resumed_run_says_from_which_step_its_earlier_events_are_void() {
     assert_eq!(files.len(), 2);
     let (before, after) = (read_events(&files[0]), read_events(&files[1]));
     assert_eq!(steps(&before, "train/loss"), [2, 4, 6]);
-    assert_eq!((after.restarts.as_slice(), steps(&after, "train/loss")), (&[5][..], vec![6, 8]));
+    // The checkpoint's own step is written again, as the checkpoint has it.
+    assert_eq!((after.restarts.as_slice(), steps(&after, "train/loss")), (&[4][..], vec![4, 6, 8]));
     assert!(after.texts.is_empty());
 }
 
@@ -359,6 +360,24 @@ fn a_resumed_offline_run_is_one_run_without_a_step_twice() {
     let steps: Vec<(u64, u64)> = losses(&records).iter().map(|(point, step, _)| (*point, *step)).collect();
     assert_eq!(steps, [(1, 2), (2, 4), (4, 6), (5, 8)]);
     assert_eq!(kinds(&records).iter().filter(|kind| **kind == 18).count(), 1);
+}
+
+#[test]
+fn an_offline_run_that_lost_points_has_all_of_them_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = load(&backend(), "llama2", None);
+    let mut recipe = asking(folder.path(), "wandb");
+    stopped_and_resumed(&model, &mut recipe, |output| {
+        let path = only(&only(&output.join("wandb"), "offline-run-"), ".wandb");
+        let mut bytes = fs::read(&path).unwrap();
+        // A byte of the first point.
+        let at = bytes.windows(9).position(|window| window == b"eval/loss").unwrap();
+        bytes[at] ^= 1;
+        fs::write(&path, bytes).unwrap();
+    });
+    let records = read_run(&only(&only(&folder.path().join("wandb"), "offline-run-"), ".wandb"));
+    let steps: Vec<(u64, u64)> = losses(&records).iter().map(|(point, step, _)| (*point, *step)).collect();
+    assert_eq!(steps, [(1, 2), (2, 4), (4, 6), (5, 8)]);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //!
 //! Each process writes a file of its own, one `write` a record, so a crash can tear the last record only, and readers
 //! pass over that. A resumed run writes beside the earlier file and begins with a `SessionLog` of status `START` at
-//! the first step that it is going to take: TensorBoard then drops what the earlier process logged from there on.
+//! its checkpoint's step: TensorBoard then drops what the earlier process logged from there on.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -15,7 +15,7 @@ use chrono::Local;
 use crc::{CRC_32_ISCSI, Crc};
 
 use super::protobuf::Message;
-use super::{MetricsWriter, Origin, Run, now, tag};
+use super::{MetricsWriter, Origin, Run, now, step_of, tag};
 use crate::state::LogEntry;
 use crate::{Error, Result};
 
@@ -56,23 +56,20 @@ impl EventFile {
         let file = file.map_err(|source| Error::Io { path: path.clone(), source })?;
         let mut events = Self { path, file };
         events.write(Message::default().double(1, now()).text(3, "brain.Event:2"))?;
+        let goes_on = earlier.is_some() && run.origin == Origin::Resumed;
+        let from = if goes_on { run.state.global_step } else { 0 };
         if earlier.is_some() {
             const START: u64 = 1;
-            let from = match run.origin {
-                Origin::Resumed => run.state.global_step + 1,
-                Origin::Fresh => 0,
-            };
             let session = Message::default().number(1, START);
             events.write(event(from).message(7, &session))?;
         }
-        // The run's settings stand at step 0, which a resumed run leaves as it is.
-        if earlier.is_none() || run.origin == Origin::Fresh {
+        if !goes_on {
             for (name, values) in [("args", run.settings()), ("model_config", run.model())] {
                 let json = serde_json::to_string_pretty(&values).unwrap_or_default();
                 events.write(text(name, &format!("```json\n{json}\n```")))?;
             }
-            run.state.log_history.iter().try_for_each(|entry| events.logged(entry))?;
         }
+        run.entries_from(from).try_for_each(|entry| events.logged(entry))?;
         Ok(events)
     }
 
@@ -90,7 +87,7 @@ impl EventFile {
 
 impl MetricsWriter for EventFile {
     fn logged(&mut self, entry: &LogEntry) -> Result<()> {
-        let step = entry.get("step").and_then(serde_json::Value::as_u64).unwrap_or_default();
+        let step = step_of(entry);
         let summary = entry
             .iter()
             .filter(|(name, _)| *name != "step")

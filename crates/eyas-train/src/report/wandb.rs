@@ -5,8 +5,8 @@
 //! a `Record` message of wandb's `wandb_internal.proto`. Metrics are named and laid out as transformers'
 //! `WandbCallback` has them.
 //!
-//! A resumed run cuts the file behind the last metric of the steps that stand, and goes on in it, so the run has one
-//! name and no step twice.
+//! A resumed run cuts the file before its checkpoint's step and goes on in it with what the checkpoint has of that step,
+//! so the run has one name and no step twice.
 
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
@@ -75,7 +75,7 @@ impl RunLog {
         let root = Path::new(&run.recipe.training.output_dir).join(RUNS);
         if run.origin == Origin::Resumed
             && let Some(folder) = newest(&root)?
-            && let Some(log) = Self::resume(&folder, run.state.global_step)?
+            && let Some(log) = Self::resume(&folder, run)?
         {
             return Ok(log);
         }
@@ -109,7 +109,7 @@ impl RunLog {
         log.write(record::METRIC, &Message::default().text(1, STEP).message(6, &defined))?;
         let synced = Message::default().number(1, 1).number(3, 1);
         log.write(record::METRIC, &Message::default().text(2, "*").text(4, STEP).message(6, &synced))?;
-        run.state.log_history.iter().try_for_each(|entry| log.logged(entry))?;
+        run.entries_from(0).try_for_each(|entry| log.logged(entry))?;
         Ok(log)
     }
 
@@ -129,15 +129,22 @@ impl RunLog {
             .message(17, &started)
     }
 
-    /// Opens a log to go on after a step; `None` where it is another format's or damaged before that.
-    fn resume(folder: &Path, step: u64) -> Result<Option<Self>> {
+    /// Opens a log to go on with at a checkpoint; `None` where it does not say which run it is.
+    fn resume(folder: &Path, run: &Run<'_>) -> Result<Option<Self>> {
         let logs = super::entries(folder)?.into_iter();
         let Some(path) = logs.into_iter().find(|path| path.extension().is_some_and(|e| e == "wandb")) else {
             return Ok(None);
         };
         let fail = |source| Error::Io { path: path.clone(), source };
         let bytes = fs::read(&path).map_err(fail)?;
-        let Some(kept) = Kept::until(&bytes, step) else { return Ok(None) };
+        let mut step = run.state.global_step;
+        let Some(mut kept) = Kept::before(&bytes, step) else { return Ok(None) };
+        let logged = run.entries_from(0).count() - run.entries_from(step).count();
+        if kept.points != logged as u64 {
+            // Points are missing or were never of this run: all of them are written anew.
+            step = 0;
+            kept = Kept::before(&bytes, step).unwrap_or(kept);
+        }
         let mut file = File::options().write(true).open(&path).map_err(fail)?;
         file.set_len(kept.end).map_err(fail)?;
         file.seek(SeekFrom::End(0)).map_err(fail)?;
@@ -149,7 +156,9 @@ impl RunLog {
         }
         let started = now() - kept.runtime;
         let (end, records, points) = (kept.end, kept.records, kept.points);
-        Ok(Some(Self { folder: folder.into(), path, file, end, records, points, started }))
+        let mut log = Self { folder: folder.into(), path, file, end, records, points, started };
+        run.entries_from(step).try_for_each(|entry| log.logged(entry))?;
+        Ok(Some(log))
     }
 
     /// Appends a record, cut where a block ends, in one `write`.
@@ -238,7 +247,7 @@ fn checksum(kind: u8, data: &[u8]) -> u32 {
     digest.finalize()
 }
 
-/// What stands of a log after a step.
+/// What stands of a log before a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Kept {
     /// Its bytes.
@@ -250,9 +259,9 @@ struct Kept {
 }
 
 impl Kept {
-    /// Reads a log up to the last point of a step up to `step`, or to where it is torn. `None` where it does not
+    /// Reads a log up to the first point of `step` or a later one, or to where it is torn. `None` where it does not
     /// even say which run it is.
-    fn until(bytes: &[u8], step: u64) -> Option<Self> {
+    fn before(bytes: &[u8], step: u64) -> Option<Self> {
         let mut kept = Self::default();
         let mut described = false;
         for (number, (end, record)) in (1..).zip(Records::of(bytes)?) {
@@ -264,7 +273,7 @@ impl Kept {
             match content {
                 Some((record::HISTORY, point)) => {
                     let value = |name| point_value(point, name);
-                    if value(STEP).is_none_or(|at| at > step as f64) {
+                    if value(STEP).is_none_or(|at| at >= step as f64) {
                         break;
                     }
                     kept.points += 1;
