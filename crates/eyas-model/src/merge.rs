@@ -1,11 +1,12 @@
 //! Merging an adapter into its base: `W + scaling * B A` for every target, written as a Hugging Face folder.
 //!
 //! The sum is PEFT's `merge_and_unload`: in `f32`, rounded once to the type that is written. A matrix passes in blocks
-//! of rows, so the memory needed is that of a block, not of the model.
+//! of rows, so the memory needed is that of a block and the adapter, not of the model; with `.bin` files and weights in
+//! 4 bits it is that of one matrix as stored.
 //!
 //! The base's weights are the original ones, or with [`MergeOptions::quantize`] what training saw of them: quantised to
 //! 4 bits and read back. The adapter was fitted to the latter, so that merge is the trained function but for one
-//! rounding; the former differs from it by the base's quantisation error.
+//! rounding; the former differs from it by the base's quantisation error, mostly for the better.
 
 use std::path::Path;
 

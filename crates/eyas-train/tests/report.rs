@@ -98,7 +98,7 @@ fn read_events(path: &Path) -> Events {
     let checksum = Crc::<u32>::new(&CRC_32_ISCSI);
     let masked = |data: &[u8]| {
         let crc = checksum.checksum(data);
-        ((crc >> 15) | (crc << 17)).wrapping_add(0xa282_ead8).to_le_bytes()
+        crc.rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
     };
     let mut events = Events::default();
     let file = fs::read(path).unwrap();

@@ -263,8 +263,8 @@ pub struct MergeArgs {
     ///
     /// The adapter was trained on the quantised weights, so this is the nearer to the trained function: it gives the
     /// answers of base and adapter together, but for rounding to the type that is written (with --dtype f32 to the
-    /// last bits). The original weights, which PEFT's merge_and_unload takes too, are rid of the quantisation error,
-    /// but the adapter never saw them, and what it learned to make up for that error is then too much.
+    /// last bits). Nearer is not better: the original weights, which PEFT's merge_and_unload takes too, are rid of the
+    /// quantisation error. The adapter never saw them, so measure before you rely on it; mostly they predict better.
     /// The quantisation is that of the recipe beside the adapter, else NF4 with double quantisation.
     #[arg(long, alias = "from-quantized")]
     pub from_quantised: bool,

@@ -90,7 +90,8 @@ pub fn run(args: MergeArgs) -> Result<ExitCode> {
     }
     let by_turns = recipe.is_some_and(|recipe| recipe.data.prompt_format == PromptStyle::HumanAssistant);
     let prompt = if by_turns && has_template { " --prompt recipe" } else { "" };
-    println!("next: eyas chat --model {folder}{prompt}, or vllm serve {folder}");
+    // Quantised to 4 bits once more, the model would be another again.
+    println!("next: eyas chat --model {folder} --set load_in_4bit=false{prompt}, or vllm serve {folder}");
     if !prompt.is_empty() {
         println!(
             "the adapter learned <HUMAN> and <ASSISTANT> turns, not the base's chat template: elsewhere give it such text"
