@@ -169,3 +169,51 @@ fn unsaid(what: &str) -> Error {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn llama3(factor: f64, original_max_positions: f64) -> RopeSpec {
+        let scaling = RopeScaling::Llama3 {
+            factor,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_positions,
+        };
+        RopeSpec { theta: 500_000.0, dim: 128, scaling }
+    }
+
+    /// The same frequencies as GGUF has them: the unscaled ones, and what each is divided by.
+    fn as_divisors(rope: &RopeSpec) -> RopeSpec {
+        let plain = RopeSpec { scaling: RopeScaling::Default, ..rope.clone() };
+        let divisors =
+            plain.frequencies().into_iter().zip(rope.frequencies()).map(|(plain, own)| plain / own);
+        RopeSpec { scaling: RopeScaling::Divisors(divisors.collect()), ..plain }
+    }
+
+    #[test]
+    fn divisors_of_gguf_are_known_as_llama_3_s() {
+        for factor in [8.0, 32.0] {
+            let rope = llama3(factor, 8192.0);
+            let written = scaling(&as_divisors(&rope)).unwrap();
+            assert_eq!(written, scaling(&rope).unwrap());
+            assert_eq!(
+                (written["rope_type"].as_str(), written["factor"].as_f64()),
+                (Some("llama3"), Some(factor))
+            );
+        }
+    }
+
+    #[test]
+    fn divisors_that_nothing_published_has_are_refused() {
+        let error = scaling(&as_divisors(&llama3(4.0, 8192.0))).unwrap_err().to_string();
+        assert!(error.contains("Hugging Face folder instead"), "{error}");
+    }
+
+    #[test]
+    fn an_epsilon_is_written_as_people_write_it() {
+        assert_eq!(shortest(1e-5), 1e-5);
+        assert_eq!(shortest(1e-6), 1e-6);
+    }
+}
