@@ -119,7 +119,7 @@ def serve(received: Received) -> http.server.ThreadingHTTPServer:
 
 def check_wandb(output: Path, log: list[dict]) -> None:
     """The upload of the one offline run holds exactly the log, once."""
-    (folder,) = (output / "wandb").iterdir()
+    (folder,) = (output / "wandb").glob("offline-run-*")
     received = Received()
     server = serve(received)
     environment = os.environ | {
@@ -130,7 +130,9 @@ def check_wandb(output: Path, log: list[dict]) -> None:
         "WANDB_CACHE_DIR": str(output / "cache"),
     }
     wandb = Path(sys.executable).with_name("wandb")
-    result = subprocess.run([wandb, "sync", "--yes", folder], env=environment, capture_output=True, text=True)
+    command = [wandb, "sync", "--yes", folder]
+    # It leaves logs where it is started.
+    result = subprocess.run(command, env=environment, cwd=output, capture_output=True, text=True)
     server.shutdown()
     assert result.returncode == 0, result.stdout + result.stderr
 
