@@ -83,6 +83,26 @@ fn a_stream_gives_out_whole_characters_only() {
 }
 
 #[test]
+fn a_tokenizer_of_gguf_is_the_same_from_its_written_files() {
+    let text = "Rest helps, and so does walking.\n Ça va 🤗  12 345";
+    for name in ["smollm", "llama", "falcon"] {
+        let tokenizer = from_gguf(name);
+        let folder = tempfile::tempdir().unwrap();
+        for (file, contents) in tokenizer.to_files(None).unwrap() {
+            fs::write(folder.path().join(file), contents).unwrap();
+        }
+        let again = Tokenizer::from_folder(folder.path()).unwrap();
+        for add_special in [true, false] {
+            let ids = tokenizer.encode(text, add_special).unwrap();
+            assert_eq!(again.encode(text, add_special).unwrap(), ids, "{name}");
+            assert_eq!(again.decode(&ids, true).unwrap(), tokenizer.decode(&ids, true).unwrap(), "{name}");
+        }
+        let (a, b) = (tokenizer.special(), again.special());
+        assert_eq!((a.bos, a.eos, a.pad, a.unk), (b.bos, b.eos, b.pad, b.unk), "{name}");
+    }
+}
+
+#[test]
 fn gguf_names_end_tokens() {
     let tokenizer = from_gguf("smollm");
     assert_eq!(tokenizer.eos().unwrap(), 2);

@@ -25,7 +25,7 @@ pub use error::{Error, Result};
 pub use events::{Ending, Evaluation, Event, Observer, Outcome, StepReport, Summary};
 pub use plan::TrainingPlan;
 pub use recipe::Recipe;
-pub use rows::{BUILTIN, Rows};
+pub use rows::{BUILTIN, RowFiles, Rows};
 pub use schedule::{LrSchedulerType, Schedule};
 pub use state::{LogEntry, TrainerState};
 pub use trainer::{Job, Trainer};

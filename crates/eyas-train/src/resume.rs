@@ -13,7 +13,7 @@ use crate::recipe::Recipe;
 use crate::{Error, Result};
 
 /// Where things are, how they are shown, and how much memory they take: none of it changes the result.
-const WITHOUT_EFFECT: [&str; 15] = [
+const WITHOUT_EFFECT: [&str; 16] = [
     "output_dir",
     "overwrite_output_dir",
     "resume_from_checkpoint",
@@ -27,6 +27,7 @@ const WITHOUT_EFFECT: [&str; 15] = [
     "memory_budget",
     "push_to_hub",
     "hub_model_id",
+    "hub_private_repo",
     "report_to",
     "warmup_ratio",
 ];

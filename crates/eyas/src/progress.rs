@@ -15,10 +15,7 @@ pub struct LoadBar {
 impl LoadBar {
     /// An empty bar.
     pub fn new(what: &str) -> Self {
-        let bar = hidden_unless_terminal(0);
-        bar.set_style(style("{msg} {wide_bar:.cyan/dim} {bytes}/{total_bytes} {binary_bytes_per_sec}"));
-        bar.set_message(what.to_owned());
-        Self { bar }
+        Self { bar: byte_bar(what) }
     }
 
     /// Moves it.
@@ -31,6 +28,16 @@ impl LoadBar {
     pub fn finish(self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// A bar of bytes with their rate and the time left.
+pub fn byte_bar(what: &str) -> ProgressBar {
+    let bar = hidden_unless_terminal(0);
+    bar.set_style(style(
+        "{msg} {wide_bar:.cyan/dim} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} left",
+    ));
+    bar.set_message(what.to_owned());
+    bar
 }
 
 /// A bar of things counted, for evaluations.

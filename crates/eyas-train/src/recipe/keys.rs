@@ -87,7 +87,8 @@ macro_rules! sections {
 sections! {
     /// The base model.
     model: ModelKeys {
-        /// The base model: a folder with `config.json` and its weights, or a GGUF file.
+        /// The base model: a folder with `config.json` and its weights, a GGUF file, or a name on the hub
+        /// (`owner/name[/file][@revision]`).
         model_name_or_path: Option<String> = None,
     }
 
@@ -132,12 +133,13 @@ sections! {
 
     /// The rows to learn from.
     data: Data {
-        /// A JSONL, JSON, Parquet or CSV file; `builtin` is the set of conversations inside eyas.
+        /// A JSONL, JSON, Parquet or CSV file, or a data set on the hub (`owner/name[/file][@revision]`); `builtin` is the
+        /// set of conversations inside eyas.
         dataset | dataset_name: Option<String> = None,
         /// The column that holds whole texts. Not set: `prompt` with `completion`, `messages`, `conversations` or
         /// `text`, whichever the rows have.
         dataset_text_field: Option<String> = None,
-        /// A file of rows held out for evaluation. Not set: eval_share of the data set.
+        /// A file of rows held out for evaluation, named as dataset is. Not set: eval_share of the data set.
         eval_dataset: Option<String> = None,
         /// Share of the questions held out for evaluation; 0 trains on every row and measures nothing.
         eval_share: f64 = 0.1,
@@ -213,10 +215,12 @@ sections! {
         gradient_checkpointing: GradientCheckpointing = GradientCheckpointing::Auto,
         /// Memory that the run may take on the device, as "6 GB"; `auto`: what is free.
         memory_budget: MemoryBudget = MemoryBudget::Auto,
-        /// Wish for the adapter to be on the hub afterwards; pushing is a command of its own.
+        /// Push the adapter to the hub at the end, with the recipe, the tokenizer and a model card; never rows or moments.
         push_to_hub: bool = false,
-        /// Name of the repository on the hub.
+        /// Name of the repository on the hub: `owner/name`, or a name below the account. Not set: output_dir's name.
         hub_model_id: Option<String> = None,
+        /// Nobody else may see the repository.
+        hub_private_repo: bool = false,
         /// `none`: metrics go to trainer_state.json.
         report_to: Reporters = Reporters,
     }

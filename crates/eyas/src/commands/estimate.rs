@@ -13,6 +13,7 @@ use eyas_train::{Recipe, TrainingPlan};
 use crate::cli::EstimateArgs;
 use crate::device::{Choice, DeviceArg};
 use crate::session;
+use crate::transfer::TransferBar;
 
 pub fn run(device: Choice, args: EstimateArgs) -> Result<ExitCode> {
     let mut recipe = session::recipe_with(&args.recipe, &args.set)?;
@@ -25,7 +26,7 @@ pub fn run(device: Choice, args: EstimateArgs) -> Result<ExitCode> {
         embedding_on_host: recipe.is_tight(),
     };
     let source = match &args.model {
-        Some(name) => Some(ModelSource::open(&eyas_hub::locate(name, || {})?)?),
+        Some(name) => Some(ModelSource::open(&eyas_hub::locate_model(name, &TransferBar::fetching())?)?),
         None => None,
     };
     let decoder = match &source {

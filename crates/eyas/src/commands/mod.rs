@@ -7,6 +7,7 @@ pub mod demo;
 pub mod doctor;
 pub mod estimate;
 pub mod generate;
+pub mod push;
 pub mod recipe;
 pub mod serve;
 pub mod train;
