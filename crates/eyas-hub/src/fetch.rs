@@ -43,11 +43,14 @@ impl Fetch<'_> {
             self.observer.event(Event::Note(&format!("another program is fetching {path}; waiting for it")));
         })?;
         let blob = self.store.blob(&self.file.checksum);
-        if !blob.exists() {
+        let is_new = !blob.exists();
+        if is_new {
             self.fetch(&blob)?;
         }
         self.store.link(&self.file.checksum, self.commit, path)?;
-        self.observer.event(Event::Done(path));
+        if is_new {
+            self.observer.event(Event::Done(path));
+        }
         Ok(())
     }
 

@@ -29,6 +29,7 @@ pub struct Hub {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Want {
     Model,
+    Config,
     Adapter,
     Rows,
 }
@@ -81,6 +82,15 @@ impl Hub {
             (None, [gguf]) if gguf.ends_with(".gguf") => snapshot.folder.join(gguf),
             _ => snapshot.folder,
         })
+    }
+
+    /// A model's `config.json`, without its weights; `None` where it has none, as GGUF files.
+    ///
+    /// # Errors
+    /// As [`Hub::model`].
+    pub fn config(&self, name: &HubName, observer: &dyn Observer) -> Result<Option<PathBuf>> {
+        let snapshot = self.snapshot(name, RepoKind::Model, Want::Config, observer)?;
+        Ok(snapshot.files.first().map(|file| snapshot.folder.join(file)))
     }
 
     /// An adapter's folder.
@@ -181,8 +191,11 @@ impl Hub {
         };
         let (files, left) = chosen(name, want, &names, &mut read)?;
         all.run(&pick(&remote, &files), true)?;
-        // Last, so that a revision never stands for what is here in part only.
-        store.set_commit(name.revision(), &commit)?;
+        // Last, so that a revision never stands for what is here in part only: whoever looks at a newer description
+        // keeps the weights of the older.
+        if want != Want::Config || store.commit(name.revision()).is_none() {
+            store.set_commit(name.revision(), &commit)?;
+        }
         Ok(Snapshot { folder: store.snapshot(&commit), files, left })
     }
 }
@@ -196,6 +209,7 @@ fn chosen(
 ) -> Result<(Vec<String>, Vec<String>)> {
     Ok(match want {
         Want::Model => (select::model(name, names, read)?, Vec::new()),
+        Want::Config => (select::config(name, names), Vec::new()),
         Want::Adapter => (select::adapter(name, names)?, Vec::new()),
         Want::Rows => {
             let choice = splits::choose(name, names)?;

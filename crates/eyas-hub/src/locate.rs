@@ -24,6 +24,18 @@ pub fn locate_model(name: &str, observer: &dyn Observer) -> Result<PathBuf> {
         .model(&on_hub(name, &format!("Give a model folder, a GGUF file, `{DEMO_MODEL}`"))?, observer)
 }
 
+/// Finds a model's description without fetching its weights: the path of its `config.json` on the hub. `None` where the
+/// name is a path, the demo's model, or that of a model without one: [`locate_model`] finds those.
+///
+/// # Errors
+/// As [`locate_model`].
+pub fn locate_config(name: &str, observer: &dyn Observer) -> Result<Option<PathBuf>> {
+    match HubName::parse(name).filter(|_| !Path::new(name).exists()) {
+        Some(on_hub) => Hub::from_env()?.config(&on_hub, observer).map_err(|error| nowhere(name, error)),
+        None => Ok(None),
+    }
+}
+
 /// Finds an adapter: a folder, or a name on the hub.
 ///
 /// # Errors

@@ -83,6 +83,15 @@ pub struct Push<'a> {
     pub files: &'a [PushFile],
 }
 
+/// Whoever has a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// The name below which repositories stand.
+    pub name: String,
+    /// False where the token is for reading only.
+    pub may_write: bool,
+}
+
 /// What a push came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pushed {
@@ -137,14 +146,16 @@ enum Planned<'a> {
 }
 
 impl Hub {
-    /// The name of the person whose token is used.
+    /// Whose token is used.
     ///
     /// # Errors
     /// When there is no token, or the hub does not know it.
-    pub fn user(&self, observer: &dyn Observer) -> Result<String> {
+    pub fn account(&self, observer: &dyn Observer) -> Result<Account> {
         #[derive(Deserialize)]
         struct Who {
             name: String,
+            #[serde(default)]
+            auth: Value,
         }
         let what = "your account on the hub";
         self.check_writable(what)?;
@@ -155,7 +166,10 @@ impl Hub {
         if !response.status().is_success() {
             return Err(self.client.refusal(what, &mut response));
         }
-        Ok(json::<Who>(what, &mut response)?.name)
+        let who: Who = json(what, &mut response)?;
+        // Tokens with fine-grained permissions are judged where they are used.
+        let may_write = who.auth["accessToken"]["role"] != "read";
+        Ok(Account { name: who.name, may_write })
     }
 
     /// Reads a small file of a repository; `None` where it, its revision or its repository is not there.

@@ -1,13 +1,14 @@
 //! Which files of a repository are needed: not all of what is there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
-use std::collections::BTreeMap;
 
 use crate::name::{HubName, is_inside};
 use crate::{Error, Result};
 
+/// A model's description.
+const CONFIG: &str = "config.json";
 /// The file that makes a folder an adapter.
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// Weights of an adapter; the later are taken where the earlier are missing.
@@ -16,7 +17,7 @@ const ADAPTER_WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.
 const RECIPE: &str = "recipe.toml";
 /// The small files that describe a model, its tokenizer and its turns.
 const DESCRIPTION: [&str; 7] = [
-    "config.json",
+    CONFIG,
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -121,6 +122,12 @@ fn shards(name: &HubName, index: &str, text: &[u8]) -> Result<BTreeSet<String>> 
         }
         None => Ok(shards),
     }
+}
+
+/// The description alone, of a model that is not named by a file of its own.
+pub(crate) fn config(name: &HubName, names: &[String]) -> Vec<String> {
+    let has = name.file().is_none() && names.iter().any(|known| known == CONFIG);
+    has.then(|| CONFIG.to_owned()).into_iter().collect()
 }
 
 /// The files of an adapter.

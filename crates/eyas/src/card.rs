@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use eyas_hub::HubName;
-use eyas_train::recipe::QuantName;
+use eyas_train::recipe::{PromptStyle, QuantName};
 use eyas_train::{BUILTIN, Recipe, TrainerState};
 use serde_json::Value;
 
@@ -146,7 +146,7 @@ impl Card<'_> {
             false => "as published".into(),
         };
         let steps = self.state.map_or("not known".into(), |state| {
-            format!("{} ({:.1} passes over the rows)", state.global_step, state.epoch)
+            format!("{} ({:.2} passes over the rows)", state.global_step, state.epoch)
         });
         let rows = [
             ("base", quantised),
@@ -216,10 +216,18 @@ impl Card<'_> {
     fn write_usage(&self, text: &mut String) {
         let (base, revision) = self.base;
         let name = self.name.id();
+        let human =
+            self.recipe.is_some_and(|recipe| recipe.data.prompt_format == PromptStyle::HumanAssistant);
+        let asked = match human || self.dataset().is_some_and(|rows| rows.starts_with(PUBLISHED_ROWS)) {
+            true => {
+                "It learned from texts of the form `<HUMAN>: question`, a line break, `<ASSISTANT>: answer`: ask it alike.\n\n"
+            }
+            false => "",
+        };
         let at = revision.map_or(String::new(), |revision| format!(", revision=\"{revision}\""));
         let _ = write!(
             text,
-            "\n## Use\n\nWith PEFT:\n\n```python\n\
+            "\n## Use\n\n{asked}With PEFT:\n\n```python\n\
              from peft import PeftModel\n\
              from transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
              base = AutoModelForCausalLM.from_pretrained(\"{base}\"{at})\n\
@@ -238,8 +246,8 @@ const SAFETY: &str = "
 answer somebody who is thinking of suicide with something harmful, and it has not been reviewed by clinicians. It must never
 be the only thing between a person and help.
 
-If you or somebody else is in danger, call your local emergency number or a crisis line now; https://findahelpline.com lists
-lines by country.
+If you or somebody else is in danger, call your local emergency number or a crisis line now; <https://findahelpline.com>
+lists lines by country.
 
 Whoever offers it to others needs more than the model: rules that recognise a crisis and answer with fixed words and
 helplines before the model is asked, people who look after it, and a plain notice that it is a program. `eyas serve` has such
@@ -285,7 +293,7 @@ mod tests {
             "155 rows (40000 tokens) to learn from, 17 held out.",
             "| held-out rows | 4.000 | 3.000 |",
             "| rows trained on, first and last logged | 3.500 | 2.500 |",
-            "| steps | 40 (2.5 passes over the rows) |",
+            "| steps | 40 (2.50 passes over the rows) |",
             "from_pretrained(\"tiiuae/falcon-7b\", revision=\"abc\")",
             "eyas chat --adapter mei/recipes-bot",
             MARK,

@@ -169,6 +169,24 @@ fn an_interrupted_download_is_no_model_offline() {
 }
 
 #[test]
+fn a_description_comes_without_weights_and_takes_none_away() {
+    let bench = Bench::new();
+    bench.fake.state().add("models", "mei/model", SHARDS);
+    let config = bench.hub().config(&name("mei/model"), &silent).unwrap().unwrap();
+    assert_eq!(names(config.parent().unwrap()), ["config.json"]);
+    let whole = bench.hub().model(&name("mei/model"), &silent).unwrap();
+    let mut changed = SHARDS.to_vec();
+    changed[1] = ("config.json", b"{\"new\": 1}");
+    bench.fake.state().add("models", "mei/model", &changed);
+    let config = bench.hub().config(&name("mei/model"), &silent).unwrap().unwrap();
+    assert_eq!(fs::read(config).unwrap(), b"{\"new\": 1}");
+    assert_eq!(bench.offline().model(&name("mei/model"), &silent).unwrap(), whole);
+    bench.fake.state().add("models", "mei/gguf", &[("m.gguf", b"all of it")]);
+    assert_eq!(bench.hub().config(&name("mei/gguf"), &silent).unwrap(), None);
+    assert_eq!(bench.fake.requests("GET /mei/gguf/resolve").len(), 0);
+}
+
+#[test]
 fn an_adapter_comes_with_its_recipe_and_without_its_pickle() {
     let bench = Bench::new();
     bench.fake.state().add(

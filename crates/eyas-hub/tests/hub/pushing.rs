@@ -2,9 +2,9 @@
 
 use std::fs;
 
-use eyas_hub::{Contents, Error, Push, PushFile, Pushed};
+use eyas_hub::{Account, Contents, Error, Push, PushFile, Pushed};
 
-use super::{Account, Bench, FaultKind, TOKEN, Told, name, silent};
+use super::{Bench, FaultKind, TOKEN, Told, fake, name, silent};
 
 fn bytes(path: &str, contents: &[u8]) -> PushFile {
     PushFile { path: path.into(), contents: Contents::Bytes(contents.to_vec()) }
@@ -135,7 +135,8 @@ fn nobody_writes_without_a_token_or_below_another_name() {
     assert_eq!(bench.fake.requests("").len(), 0);
     let message = bench.with_token(TOKEN).push(&to(&other), &silent).unwrap_err().to_string();
     assert!(message.contains("don't have the rights"), "{message}");
-    bench.fake.state().accounts.insert("hf_read".into(), Account { name: "mei".into(), may_write: false });
+    let read = fake::Account { name: "mei".into(), may_write: false };
+    bench.fake.state().accounts.insert("hf_read".into(), read);
     assert!(matches!(bench.with_token("hf_read").push(&to(&own), &silent), Err(Error::Refused { .. })));
 }
 
@@ -153,9 +154,13 @@ fn what_the_repository_ignores_is_left_out_and_told() {
 #[test]
 fn the_person_behind_a_token_has_a_name() {
     let bench = Bench::new();
-    assert_eq!(bench.with_token(TOKEN).user(&silent).unwrap(), "mei");
-    assert!(matches!(bench.hub().user(&silent), Err(Error::NoToken(_))));
-    assert!(matches!(bench.with_token("hf_old").user(&silent), Err(Error::Refused { .. })));
+    let read = fake::Account { name: "mei".into(), may_write: false };
+    bench.fake.state().accounts.insert("hf_read".into(), read);
+    let account = |token: &str| bench.with_token(token).account(&silent);
+    assert_eq!(account(TOKEN).unwrap(), Account { name: "mei".into(), may_write: true });
+    assert!(!account("hf_read").unwrap().may_write);
+    assert!(matches!(bench.hub().account(&silent), Err(Error::NoToken(_))));
+    assert!(matches!(account("hf_old"), Err(Error::Refused { .. })));
 }
 
 #[test]

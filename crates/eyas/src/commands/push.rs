@@ -66,9 +66,14 @@ pub fn foretell(recipe: &Recipe) -> bool {
         let hub = Hub::from_env()?;
         let name = wanted_name(recipe)?;
         hub.check_writable("pushing the adapter at the end (push_to_hub)")?;
+        let account = hub.account(&TransferBar::sending())?;
+        if !account.may_write {
+            bail!("the access token is for reading only; `hf auth login` takes another");
+        }
         let base = recipe.model.model_name_or_path.as_deref().unwrap_or_default();
         public_base(base, None)?;
-        Ok(full_name(&hub, &name, &TransferBar::sending())?.to_string())
+        let name = if name.contains('/') { name } else { format!("{}/{name}", account.name) };
+        Ok(HubName::repository(&name)?.to_string())
     };
     match ready() {
         Ok(name) => {
@@ -125,7 +130,7 @@ fn wanted_name(recipe: &Recipe) -> Result<String> {
 fn full_name(hub: &Hub, name: &str, bar: &TransferBar) -> Result<HubName> {
     Ok(match name.contains('/') {
         true => HubName::repository(name)?,
-        false => HubName::repository(&format!("{}/{name}", hub.user(bar)?))?,
+        false => HubName::repository(&format!("{}/{name}", hub.account(bar)?.name))?,
     })
 }
 

@@ -12,7 +12,8 @@ pub fn whoami(state: &State, request: &Request) -> Answer {
     match state.account(&request.headers) {
         Ok(Some(account)) => {
             let role = if account.may_write { "write" } else { "read" };
-            let access = json!({"type": "access_token", "accessToken": {"displayName": "test", "role": role}});
+            let access =
+                json!({"type": "access_token", "accessToken": {"displayName": "test", "role": role}});
             let who = json!({"type": "user", "id": "1", "name": account.name, "orgs": [], "auth": access});
             answer(StatusCode::OK, &who)
         }
