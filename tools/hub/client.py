@@ -5,6 +5,7 @@
     python tools/hub/client.py load BASE ADAPTER
     python tools/hub/client.py cache REPOSITORY...
     python tools/hub/client.py offline BASE ADAPTER ROWS
+    python tools/hub/client.py refusals REPOSITORY GATED
     python tools/hub/client.py commits REPOSITORY FILE
 """
 
@@ -77,6 +78,29 @@ def offline(base: str, adapter: str, rows: str) -> None:
     print(json.dumps({"rows": pyarrow.parquet.read_table(path).num_rows, "adapter": kind}))
 
 
+def refusals(repository: str, gated: str) -> None:
+    """Checks that what the hub refuses is known by its name."""
+    from huggingface_hub import errors
+
+    for expected, call in [
+        (errors.RepositoryNotFoundError, lambda: HfApi().model_info(f"{repository}-none")),
+        (errors.RepositoryNotFoundError, lambda: HfApi(token=False).model_info(repository)),
+        (errors.RevisionNotFoundError, lambda: HfApi().model_info(repository, revision="v9")),
+        (errors.RemoteEntryNotFoundError, lambda: huggingface_hub.hf_hub_download(repository, "none.json")),
+        (errors.GatedRepoError, lambda: huggingface_hub.hf_hub_download(gated, "config.json", token=False)),
+        (errors.HfHubHTTPError, lambda: HfApi(token="hf_old").whoami()),
+    ]:
+        try:
+            call()
+        except errors.HfHubHTTPError as error:
+            assert type(error) is expected, (expected, type(error), error)
+        except errors.LocalEntryNotFoundError as error:
+            assert isinstance(error.__cause__, expected), (expected, error.__cause__)
+        else:
+            raise AssertionError(f"no {expected.__name__}")
+    print(json.dumps({"checked": 6}))
+
+
 def commits(repository: str, file: str) -> None:
     """Uploads a file that is there already and tells whether that made a commit."""
     api = HfApi()
@@ -88,5 +112,5 @@ def commits(repository: str, file: str) -> None:
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
-    commands = [upload, download, load, cache, offline, commits]
+    commands = [upload, download, load, cache, offline, refusals, commits]
     {function.__name__: function for function in commands}[command](*arguments)

@@ -21,6 +21,7 @@ sys.path.insert(0, str(HERE.parent / "serve"))
 import tiny  # noqa: E402
 
 OWNER, TOKEN = "mei", "hf_interop"
+GATED = "meta/gated"
 ROWS = 24
 checks = 0
 
@@ -49,7 +50,7 @@ def python(*arguments: object, env: dict[str, str]) -> dict:
 @contextlib.contextmanager
 def hub(program: Path) -> Iterator[str]:
     """The fake hub, and its address."""
-    process = subprocess.Popen([program, "0", f"{OWNER}={TOKEN}"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([program, "0", f"{OWNER}={TOKEN}", GATED], stdout=subprocess.PIPE, text=True)
     try:
         yield process.stdout.readline().strip()
     finally:
@@ -102,13 +103,16 @@ def main() -> None:
 
         python("upload", base, f"{OWNER}/base", "model", env=theirs)
         python("upload", rows, f"{OWNER}/rows", "dataset", env=theirs)
-        print("Python uploads a model in shards and a data set", flush=True)
+        check(python("refusals", f"{OWNER}/base", GATED, env=theirs) == {"checked": 6}, "refusals")
+        print("Python uploads a model in shards and a data set, and knows what is refused", flush=True)
 
         train = [eyas, "--device", "cpu", "train", "demo", "--model", f"{OWNER}/base", "--dataset", f"{OWNER}/rows"]
         train += ["--output", output, "--set", "max_steps=3", "--set", "push_to_hub=true", "--set", "save_steps=3"]
         train += ["--set", f"hub_model_id={OWNER}/tuned", "--set", "hub_private_repo=true"]
         said = run(train, ours, fails=True)
         check("no such model" in said and "hf auth login" in said, said)
+        said = run([eyas, "generate", "What helps?", "--model", GATED], ours, fails=True)
+        check(f"accept its terms at {address}/{GATED}" in said, said)
         run([Path(sys.executable).with_name("hf"), "auth", "login", "--token", TOKEN], ours)
         said = run(train, ours)
         check("pushed README.md, adapter_config.json, adapter_model.safetensors" in said, said)
@@ -135,6 +139,16 @@ def main() -> None:
         said = run([eyas, "push", output, f"{OWNER}/tuned", "--revision", "trial", "--message", "Again"], ours)
         check("all of it is there already" in said, said)
         print("neither sends what the other has sent", flush=True)
+
+        refused = [*train, "--set", "hub_model_id=other/tuned", "--set", "overwrite_output_dir=true"]
+        said = run(refused, ours, fails=True)
+        check("don't have the rights" in said and f"eyas push {output} other/tuned --private" in said, said)
+        check((output / "adapter_model.safetensors").is_file(), "the run is whole")
+        said = run([*train, "--set", "overwrite_output_dir=true"], ours | {"HF_HUB_OFFLINE": "1"})
+        check(f"eyas push {output} {OWNER}/tuned --private" in said, said)
+        said = run([eyas, "estimate", "demo", "--model", f"{OWNER}/base"], environment(address, folder / "empty", HF_TOKEN=TOKEN))
+        check("G parameters" in said and not list((folder / "empty").rglob("*.safetensors")), said)
+        print("a push that fails loses nothing; an estimate fetches no weights", flush=True)
 
         ask = [eyas, "--device", "cpu", "generate", "What helps?", "--adapter", f"{OWNER}/tuned", "--set", "max_new_tokens=4"]
         answer = run(ask, ours)

@@ -118,10 +118,12 @@ impl Store {
         Ok(file)
     }
 
-    /// Makes the folder of blobs.
+    /// Makes the folders of blobs and snapshots: Python takes a repository without both for damaged.
     pub(crate) fn make(&self) -> Result<()> {
-        let blobs = self.folder().join("blobs");
-        fs::create_dir_all(&blobs).map_err(told(&blobs))?;
+        for name in ["blobs", "snapshots"] {
+            let folder = self.folder().join(name);
+            fs::create_dir_all(&folder).map_err(told(&folder))?;
+        }
         // Backup programs know this file and leave the cache out.
         let tag = self.cache.join("CACHEDIR.TAG");
         if !tag.exists() {
