@@ -279,7 +279,12 @@ fn is_unreachable(error: &ureq::Error) -> bool {
         ureq::Error::Tls(_) | ureq::Error::Rustls(_) | ureq::Error::Http(_) => true,
         ureq::Error::Io(error) => matches!(
             error.kind(),
-            Kind::ConnectionRefused | Kind::NetworkUnreachable | Kind::HostUnreachable | Kind::NotFound
+            // The last is a certificate that is not valid.
+            Kind::ConnectionRefused
+                | Kind::NetworkUnreachable
+                | Kind::HostUnreachable
+                | Kind::NotFound
+                | Kind::InvalidData
         ),
         _ => false,
     }

@@ -109,7 +109,9 @@ impl Repository<'_> {
             self.check(&mut response, commit, None)?;
             next = header(&response, "link").and_then(next_page);
             let entries: Vec<Entry> = json(self.name.id(), &mut response)?;
-            for entry in entries.into_iter().filter(|entry| entry.r#type == "file") {
+            // A path that would lead out of the cache, or that this system has no name for, is passed over.
+            let usable = |entry: &Entry| entry.r#type == "file" && is_inside(&entry.path);
+            for entry in entries.into_iter().filter(usable) {
                 files.push(self.remote_file(entry)?);
             }
         }
@@ -123,8 +125,8 @@ impl Repository<'_> {
         };
         let hexadecimal =
             checksum.digits().len() == digits && checksum.digits().bytes().all(|b| b.is_ascii_hexdigit());
-        // Both become paths on this machine.
-        if !hexadecimal || !is_inside(&entry.path) {
+        // It becomes a name on this machine.
+        if !hexadecimal {
             return Err(Error::Protocol {
                 what: self.name.id().into(),
                 reason: format!(

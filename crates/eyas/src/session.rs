@@ -240,17 +240,12 @@ pub fn sampling(recipe: &Recipe, seed: u64) -> SamplingParams {
 
 /// The base model that an adapter names.
 fn base_model(adapter: &Path) -> Result<String> {
-    let path = adapter.join(eyas_model::adapter::CONFIG_FILE);
-    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let config: serde_json::Value =
-        serde_json::from_str(&text).with_context(|| path.display().to_string())?;
-    match config["base_model_name_or_path"].as_str() {
-        Some(name) if !name.is_empty() => Ok(match config["revision"].as_str() {
-            Some(revision) if !Path::new(name).exists() => format!("{name}@{revision}"),
-            _ => name.to_owned(),
-        }),
-        _ => bail!("{} does not name its base model; give it with --model", path.display()),
+    let name = eyas_model::adapter::base_model(adapter)?;
+    if name.is_empty() {
+        let path = adapter.join(eyas_model::adapter::CONFIG_FILE);
+        bail!("{} does not name its base model; give it with --model", path.display());
     }
+    Ok(name)
 }
 
 /// An engine over a model, with an adapter if there is one.

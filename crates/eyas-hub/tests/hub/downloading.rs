@@ -207,6 +207,17 @@ fn an_adapter_comes_with_its_recipe_and_without_its_pickle() {
 }
 
 #[test]
+fn a_path_that_leads_out_of_the_cache_is_passed_over() {
+    let bench = Bench::new();
+    let files: &[(&str, &[u8])] =
+        &[("../../../escaped.gguf", b"x"), ("a/../../../escaped.gguf", b"x"), ("m.gguf", b"weights")];
+    bench.fake.state().add("models", "mei/model", files);
+    let path = bench.hub().model(&name("mei/model"), &silent).unwrap();
+    assert_eq!(fs::read(path).unwrap(), b"weights");
+    assert_eq!(bench.fake.requests("escaped").len(), 0);
+}
+
+#[test]
 fn one_gguf_file_of_several_comes_alone() {
     let bench = Bench::new();
     let files: &[(&str, &[u8])] =

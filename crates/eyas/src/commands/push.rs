@@ -182,12 +182,7 @@ impl Bundle {
             }
         }
         let mut config = read_json(&output.join(CONFIG_FILE))?;
-        let named = config["base_model_name_or_path"].as_str().unwrap_or_default().to_owned();
-        let named = match config["revision"].as_str() {
-            Some(revision) if !Path::new(&named).exists() => format!("{named}@{revision}"),
-            _ => named,
-        };
-        let (base, revision) = public_base(&named, base_model)?;
+        let (base, revision) = public_base(&eyas_model::adapter::base_model(output)?, base_model)?;
         config["base_model_name_or_path"] = json!(base);
         config["revision"] = json!(revision);
 

@@ -63,6 +63,10 @@ pub fn route(state: &mut State, request: &Request, rest: &[&str]) -> Answer {
     if request.headers.contains_key("authorization") && rest.first() != Some(&"verify") {
         return refuse(StatusCode::BAD_REQUEST, "", "a token came to the storage");
     }
+    // Nor does it take what comes without its length.
+    if request.method == Method::PUT && !request.headers.contains_key("content-length") {
+        return refuse(StatusCode::LENGTH_REQUIRED, "", "an upload without its length");
+    }
     match (&request.method, rest) {
         (&Method::GET, ["objects", oid]) if is_signed => {
             let Some(bytes) = state.objects.get(*oid).cloned() else {
