@@ -101,7 +101,7 @@ def main() -> None:
         theirs = environment(address, folder / "theirs", HF_TOKEN=TOKEN)
         output = folder / "runs/tuned"
 
-        python("upload", base, f"{OWNER}/base", "model", env=theirs)
+        commit = python("upload", base, f"{OWNER}/base", "model", env=theirs)["commit"]
         python("upload", rows, f"{OWNER}/rows", "dataset", env=theirs)
         check(python("refusals", f"{OWNER}/base", GATED, env=theirs) == {"checked": 6}, "refusals")
         print("Python uploads a model in shards and a data set, and knows what is refused", flush=True)
@@ -141,9 +141,11 @@ def main() -> None:
         print("neither sends what the other has sent", flush=True)
 
         refused = [*train, "--set", "hub_model_id=other/tuned", "--set", "overwrite_output_dir=true"]
+        refused += ["--set", f"model_name_or_path={OWNER}/base@{commit}"]
         said = run(refused, ours, fails=True)
         check("don't have the rights" in said and f"eyas push {output} other/tuned --private" in said, said)
-        check((output / "adapter_model.safetensors").is_file(), "the run is whole")
+        config = json.loads((output / "adapter_config.json").read_text())
+        check((config["base_model_name_or_path"], config["revision"]) == (f"{OWNER}/base", commit), config)
         said = run([*train, "--set", "overwrite_output_dir=true"], ours | {"HF_HUB_OFFLINE": "1"})
         check(f"eyas push {output} {OWNER}/tuned --private" in said, said)
         said = run([eyas, "estimate", "demo", "--model", f"{OWNER}/base"], environment(address, folder / "empty", HF_TOKEN=TOKEN))

@@ -108,8 +108,12 @@ impl Hub {
     pub fn dataset(&self, name: &HubName, observer: &dyn Observer) -> Result<DatasetFiles> {
         let snapshot = self.snapshot(name, RepoKind::Dataset, Want::Rows, observer)?;
         let mut report = format!("{name}: rows of {}", snapshot.files.join(", "));
-        if !snapshot.left.is_empty() {
-            report += &format!("; not used: {}", snapshot.left.join(", "));
+        if let Some(first) = snapshot.left.first() {
+            const SHOWN: usize = 5;
+            let list = snapshot.left.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+            let more = snapshot.left.len().saturating_sub(SHOWN);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            report += &format!("; not used: {list}{more} (named {}/{first}, for instance)", name.id());
         }
         let files = snapshot.files.iter().map(|file| snapshot.folder.join(file)).collect();
         Ok(DatasetFiles { files, report })
@@ -151,7 +155,9 @@ impl Hub {
             let cache = self.settings().cache.display();
             Error::NotFound(format!("{name} is not in the cache ({cache})"))
         };
-        let commit = store.commit(name.revision()).ok_or_else(missing)?;
+        // What was fetched by its commit alone has no branch here: the only one is meant.
+        let only = || if name.has_revision() { None } else { store.only_commit() };
+        let commit = store.commit(name.revision()).or_else(only).ok_or_else(missing)?;
         let (folder, names) = (store.snapshot(&commit), store.files(&commit));
         if names.is_empty() {
             return Err(missing());

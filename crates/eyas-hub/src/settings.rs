@@ -71,7 +71,15 @@ impl Settings {
             .or_else(|| hugging_face.as_ref().map(|folder| folder.join("hub")))
             .ok_or(Error::NoCache)?;
         let token = match text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN")) {
-            Some(token) => Token::new(&token),
+            Some(token) => {
+                let token = Token::new(&token);
+                if token.is_none() {
+                    tracing::warn!(
+                        "HF_TOKEN is no access token (it has spaces or other signs in it); it is left out"
+                    );
+                }
+                token
+            }
             None => match path("HF_TOKEN_PATH").or_else(|| hugging_face.map(|folder| folder.join("token"))) {
                 Some(file) => token_of(&file)?,
                 None => None,

@@ -35,24 +35,28 @@ pub(crate) struct Choice {
     pub left: Vec<String>,
 }
 
-/// Chooses the rows to train on, or those of the file that was named.
+/// Chooses the rows to train on, or those of the file that was named: a file, or a table by the name that its pieces share.
 ///
 /// # Errors
 /// When there are none, or several tables to choose from.
 pub(crate) fn choose(name: &HubName, names: &[String]) -> Result<Choice> {
-    if let Some(file) = name.file() {
-        if !names.iter().any(|known| known == file) {
-            return Err(Error::NoFile {
-                name: name.id().into(),
-                revision: name.revision().into(),
-                file: file.into(),
-            });
-        }
-        return Ok(Choice { files: vec![file.into()], left: Vec::new() });
-    }
     let mut tables: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for file in names.iter().filter(|file| ending(file).is_some() && !is_about_rows(file)) {
         tables.entry(table(file)).or_default().push(file.clone());
+    }
+    tables.values_mut().for_each(|files| files.sort());
+    if let Some(file) = name.file() {
+        return match tables.remove(file) {
+            Some(files) => Ok(Choice { files, left: Vec::new() }),
+            None if names.iter().any(|known| known == file) => {
+                Ok(Choice { files: vec![file.into()], left: Vec::new() })
+            }
+            None => Err(Error::NoFile {
+                name: name.id().into(),
+                revision: name.revision().into(),
+                file: file.into(),
+            }),
+        };
     }
     for part in [Part::Train, Part::Unnamed] {
         let mut found: Vec<&String> = tables.keys().filter(|table| part_of(table) == part).collect();
@@ -63,8 +67,7 @@ pub(crate) fn choose(name: &HubName, names: &[String]) -> Result<Choice> {
             [] => {}
             [one] => {
                 let one = (*one).clone();
-                let mut files = tables.remove(&one).unwrap_or_default();
-                files.sort();
+                let files = tables.remove(&one).unwrap_or_default();
                 return Ok(Choice { files, left: tables.into_keys().collect() });
             }
             several => {
@@ -172,6 +175,20 @@ mod tests {
         assert_eq!(chosen(&["README.md", "counsel.csv"]).unwrap().files, ["counsel.csv"]);
         assert_eq!(chosen(&["rows.json", "rows.parquet"]).unwrap().files, ["rows.parquet"]);
         assert_eq!(chosen(&["default/train/0000.parquet"]).unwrap().files, ["default/train/0000.parquet"]);
+    }
+
+    #[test]
+    fn a_table_is_named_as_a_file_would_be() {
+        let names =
+            ["data/test-00000-of-00002.parquet", "data/test-00001-of-00002.parquet", "data/train.parquet"];
+        let names = names.map(str::to_owned);
+        let files = |file: &str| {
+            choose(&HubName::parse(&format!("owner/rows/{file}")).unwrap(), &names).map(|choice| choice.files)
+        };
+        assert_eq!(files("data/test.parquet").unwrap(), names[..2]);
+        assert_eq!(files("data/test-00001-of-00002.parquet").unwrap(), names[1..2]);
+        assert_eq!(files("data/train.parquet").unwrap(), names[2..]);
+        assert!(matches!(files("data/dev.parquet"), Err(Error::NoFile { .. })));
     }
 
     #[test]

@@ -80,6 +80,7 @@ fn a_commit_by_its_hash_needs_no_network_once_it_is_here() {
     let folder = bench.hub().model(&pinned, &silent).unwrap();
     let before = bench.fake.requests("").len();
     assert_eq!(bench.hub().model(&pinned, &silent).unwrap(), folder);
+    assert_eq!(bench.offline().model(&name("mei/model"), &silent).unwrap(), folder);
     assert_eq!(bench.fake.requests("").len(), before);
 }
 
@@ -247,7 +248,7 @@ fn the_rows_to_train_on_are_chosen_and_reported() {
     assert_eq!(
         rows.report,
         "mei/rows: rows of data/train-00000-of-00002.parquet, data/train-00001-of-00002.parquet; \
-         not used: data/test.parquet"
+         not used: data/test.parquet (named mei/rows/data/test.parquet, for instance)"
     );
     assert!(rows.files[0].starts_with(bench.cache.path().join("datasets--mei--rows/snapshots")));
     assert_eq!(bench.offline().dataset(&name("mei/rows"), &silent).unwrap().files, rows.files);

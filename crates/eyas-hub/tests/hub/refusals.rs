@@ -144,8 +144,8 @@ fn a_disk_that_is_too_small_shows_before_the_first_byte() {
 #[test]
 fn what_is_no_hub_is_told_from_one() {
     let bench = Bench::new();
-    let settings =
-        Settings { endpoint: format!("{}/api/validate-yaml", bench.fake.endpoint()), ..bench.settings() };
-    let message = refused(&Hub::new(settings), "mei/model");
-    assert!(message.contains("no such model"), "{message}");
+    // As a page that asks to log in to a network.
+    bench.fault("/api/", 1, FaultKind::Status(200, None));
+    let message = refused(&bench.hub(), "mei/model");
+    assert!(message.contains("does HF_ENDPOINT name a hub?"), "{message}");
 }
