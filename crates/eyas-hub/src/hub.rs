@@ -155,9 +155,7 @@ impl Hub {
             let cache = self.settings().cache.display();
             Error::NotFound(format!("{name} is not in the cache ({cache})"))
         };
-        // What was fetched by its commit alone has no branch here: the only one is meant.
-        let only = || if name.has_revision() { None } else { store.only_commit() };
-        let commit = store.commit(name.revision()).or_else(only).ok_or_else(missing)?;
+        let commit = store.commit(name.revision()).ok_or_else(missing)?;
         let (folder, names) = (store.snapshot(&commit), store.files(&commit));
         if names.is_empty() {
             return Err(missing());

@@ -102,11 +102,6 @@ impl HubName {
         self.revision.as_deref().unwrap_or(DEFAULT_REVISION)
     }
 
-    /// Whether a revision was named.
-    pub(crate) fn has_revision(&self) -> bool {
-        self.revision.is_some()
-    }
-
     /// Whether the revision is a whole commit hash, whose files never change.
     pub(crate) fn is_pinned(&self) -> bool {
         is_commit(self.revision())

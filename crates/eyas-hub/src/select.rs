@@ -52,6 +52,11 @@ pub(crate) fn model(
     }
     let mut wanted = description(names);
     if let Some(weights) = WEIGHTS.into_iter().find(|file| has(file)) {
+        if !has(CONFIG) {
+            return Err(Error::NotFound(format!(
+                "{name} has weights and no {CONFIG}, which says what they are"
+            )));
+        }
         wanted.push(weights.into());
         if weights.ends_with(".index.json") {
             for shard in shards(name, weights, &read(weights)?)? {

@@ -53,16 +53,6 @@ impl Store {
         Some(text.trim().to_owned()).filter(|commit| is_commit(commit))
     }
 
-    /// The commit of the only snapshot that is here, where no branch says that it is its own.
-    pub(crate) fn only_commit(&self) -> Option<String> {
-        if self.folder().join("refs").exists() {
-            return None;
-        }
-        let mut folders = fs::read_dir(self.folder().join("snapshots")).ok()?.flatten();
-        let only = folders.next()?.file_name().into_string().ok()?;
-        (folders.next().is_none() && is_commit(&only)).then_some(only)
-    }
-
     /// Notes the commit that a revision stands for.
     pub(crate) fn set_commit(&self, revision: &str, commit: &str) -> Result<()> {
         if is_commit(revision) || self.commit(revision).as_deref() == Some(commit) {

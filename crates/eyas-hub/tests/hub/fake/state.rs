@@ -116,6 +116,12 @@ impl State {
         }
     }
 
+    /// How the contents of a file on a branch are known.
+    pub fn etag(&mut self, kind: &str, id: &str, branch: &str, path: &str) -> String {
+        let repo = self.repo(kind, id);
+        repo.commits[&repo.branches[branch]][path].etag()
+    }
+
     pub fn account(&self, headers: &HeaderMap) -> Result<Option<&Account>, Box<Answer>> {
         let Some(value) = headers.get("authorization") else { return Ok(None) };
         let token = value.to_str().unwrap_or_default().trim_start_matches("Bearer ");
