@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use ureq::http::header::{AUTHORIZATION, CONTENT_LENGTH, LOCATION, RETRY_AFTER};
 use ureq::http::{self, Method, Response, StatusCode};
 use ureq::tls::{RootCerts, TlsConfig};
-use ureq::{Agent, Body, SendBody};
+use ureq::{Agent, Body, SendBody, Timeout};
 
 use crate::events::{Event, Observer};
 use crate::settings::Settings;
@@ -95,6 +95,7 @@ impl Client {
             .max_redirects_will_error(false)
             .tls_config(tls)
             .user_agent(concat!("eyas/", env!("CARGO_PKG_VERSION")))
+            .timeout_resolve(Some(CONNECT_TIMEOUT))
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_per_read(Some(SILENCE_TIMEOUT))
             .timeout_per_write(Some(SILENCE_TIMEOUT))
@@ -275,6 +276,7 @@ pub(crate) fn is_fault(status: StatusCode) -> bool {
 fn is_unreachable(error: &ureq::Error) -> bool {
     use io::ErrorKind as Kind;
     match error {
+        ureq::Error::Timeout(Timeout::Connect | Timeout::Resolve) => true,
         ureq::Error::HostNotFound | ureq::Error::ConnectionFailed | ureq::Error::BadUri(_) => true,
         ureq::Error::Tls(_) | ureq::Error::Rustls(_) | ureq::Error::Http(_) => true,
         ureq::Error::Io(error) => matches!(

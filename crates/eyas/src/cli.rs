@@ -164,7 +164,8 @@ pub struct DemoArgs {
 pub struct TrainArgs {
     /// The recipe: a TOML file, or the name of a built-in one (mental-health, mental-health-t4, demo)
     pub recipe: String,
-    /// The model: a folder, a GGUF file, or a name on the hub, owner/name[/file][@revision] (key model_name_or_path)
+    /// The model: a folder, a GGUF file, or a name on the hub, `owner/name[/file][@revision]` (key
+    /// model_name_or_path)
     #[arg(long)]
     pub model: Option<String>,
     /// The rows: JSONL, JSON, Parquet or CSV, a name on the hub, or `builtin` (key dataset)
@@ -187,7 +188,7 @@ pub struct ModelArgs {
     /// The base model: a folder, a GGUF file, or a name on the hub; by default the one that the adapter was trained on
     #[arg(long)]
     pub model: Option<String>,
-    /// The adapter's folder, or its name on the hub, owner/name[@revision] [default: runs/demo, where it exists]
+    /// The adapter's folder, or its name on the hub, `owner/name[@revision]` [default: runs/demo, where it exists]
     #[arg(long)]
     pub adapter: Option<String>,
     /// How a question becomes a prompt

@@ -38,7 +38,11 @@ pub fn create(state: &mut State, request: &Request) -> Answer {
     let id = format!("{owner}/{name}");
     let key = (kind.to_owned(), id.clone());
     if state.repos.contains_key(&key) {
-        return refuse(StatusCode::CONFLICT, "", "You already created this repo");
+        let url = format!("http://{}/{id}", request.address);
+        return answer(
+            StatusCode::CONFLICT,
+            &json!({"error": "You already created this model repo", "url": url}),
+        );
     }
     let private = body["visibility"] == "private" || body["private"] == true;
     state.repos.insert(key, Repo { private, ..Repo::default() });
