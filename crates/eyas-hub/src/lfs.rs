@@ -122,12 +122,14 @@ pub(crate) fn upload(
     if !jobs.is_empty() {
         let bytes = jobs.iter().map(|(file, ..)| file.size).sum();
         observer.event(Event::Started { what, files: jobs.len(), bytes });
-        for (file, action, verify) in &jobs {
-            Upload { repository, file, what: format!("{what}: {}", file.path), observer }
-                .run(action, *verify)?;
+        let sent = jobs.iter().try_for_each(|(file, action, verify)| {
+            let what = format!("{what}: {}", file.path);
+            Upload { repository, file, what, observer }.run(action, *verify)?;
             observer.event(Event::Done(file.path));
-        }
+            Ok(())
+        });
         observer.event(Event::Finished);
+        sent?;
     }
     Ok(jobs.iter().map(|(file, ..)| file.path.to_owned()).collect())
 }

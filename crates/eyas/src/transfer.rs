@@ -1,6 +1,7 @@
 //! What people see while files travel to and from the hub.
 
 use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use eyas_hub::{Event, Observer};
 use eyas_train::plan::display_bytes;
@@ -13,6 +14,8 @@ pub struct TransferBar {
     bar: ProgressBar,
     doing: &'static str,
     terminal: bool,
+    /// Whether the bar stands: small files come before it is known how much there is.
+    stands: AtomicBool,
 }
 
 impl TransferBar {
@@ -27,7 +30,8 @@ impl TransferBar {
     }
 
     fn new(doing: &'static str) -> Self {
-        Self { bar: byte_bar(doing), doing, terminal: std::io::stderr().is_terminal() }
+        let terminal = std::io::stderr().is_terminal();
+        Self { bar: byte_bar(doing), doing, terminal, stands: AtomicBool::new(false) }
     }
 
     fn say(&self, line: &str) {
@@ -37,21 +41,26 @@ impl TransferBar {
 
 impl Observer for TransferBar {
     fn event(&self, event: Event<'_>) {
+        let stands = self.stands.load(Ordering::Relaxed);
         match event {
             Event::Started { what, files, bytes } => {
                 let s = if files == 1 { "" } else { "s" };
                 self.say(&format!("{} {files} file{s} of {what}, {}", self.doing, display_bytes(bytes)));
                 self.bar.reset();
                 self.bar.set_length(bytes);
+                self.stands.store(true, Ordering::Relaxed);
             }
-            Event::Moved(bytes) if bytes >= 0 => self.bar.inc(bytes as u64),
-            Event::Moved(bytes) => self.bar.dec(bytes.unsigned_abs()),
+            Event::Moved(bytes) if stands && bytes >= 0 => self.bar.inc(bytes as u64),
+            Event::Moved(bytes) if stands => self.bar.dec(bytes.unsigned_abs()),
             Event::Done(file) if !self.terminal => eprintln!("{file} is there"),
             Event::Retry { reason, wait } => {
                 self.say(&format!("{reason}; trying again in {:.0} s", wait.as_secs_f64().ceil()));
             }
             Event::Note(text) => self.say(text),
-            Event::Finished => self.bar.finish_and_clear(),
+            Event::Finished => {
+                self.stands.store(false, Ordering::Relaxed);
+                self.bar.finish_and_clear();
+            }
             _ => {}
         }
     }
