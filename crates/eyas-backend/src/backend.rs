@@ -98,6 +98,10 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
     fn scratch_bytes(shape: &StepShape) -> u64;
     /// Allocates that memory now, so that no step has to.
     fn reserve(&self, shape: &StepShape) -> Result<()>;
+    /// Gives that memory back. Operations take it anew.
+    fn release(&self) -> Result<()> {
+        Ok(())
+    }
     /// Allocates a matrix of zeros.
     fn zeros(&self, dtype: Dtype, rows: usize, cols: usize) -> Result<Self::Tensor>;
     /// Writes `values` over the start of `tensor`, converting them to its type.
@@ -335,7 +339,7 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
     /// Replaces moments by what [`Backend::read_moments`] gave for as many parameters and the same format.
     fn write_moments(&self, from: &HostMoments, moments: &mut Self::Moments) -> Result<()>;
     /// One AdamW step over a flat vector: clips by `norm`, updates `params` and both moments, in `f32` whatever the
-    /// moments' format.
+    /// moments' format. Where it fails with [`crate::Error::OutOfMemory`], it has changed nothing.
     fn adamw(
         &self,
         spec: AdamW,

@@ -33,10 +33,12 @@ mod locate;
 mod mapped;
 mod pytorch;
 mod safetensors;
+mod shards;
 mod tensor;
 
-pub use atomic::write_atomic;
+pub use atomic::{check_free, write_atomic, write_folder};
 pub use checkpoint::{Checkpoint, Format};
 pub use error::{Error, Result};
-pub use safetensors::{SafetensorsFile, TensorView, write_safetensors};
+pub use safetensors::{SafetensorsFile, SafetensorsWriter, TensorView, write_safetensors};
+pub use shards::{SINGLE_FILE, ShardedWriter};
 pub use tensor::{TensorDtype, TensorInfo};

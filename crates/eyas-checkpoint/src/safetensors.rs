@@ -6,13 +6,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ::safetensors::Dtype;
 use ::safetensors::tensor::TensorInfo as Entry;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::ser::{SerializeMap, Serializer};
 
+use crate::atomic::AtomicFile;
 use crate::tensor::checked_byte_len;
 use crate::{Error, Result, TensorDtype, TensorInfo, write_atomic};
 
@@ -192,37 +193,125 @@ pub fn write_safetensors(
     tensors: &[TensorView],
     metadata: &BTreeMap<String, String>,
 ) -> Result<()> {
-    let (header, order) = layout(path, tensors, metadata)?;
+    for tensor in tensors {
+        if checked_byte_len(tensor.shape, tensor.dtype).is_some_and(|bytes| bytes != tensor.data.len()) {
+            let (bytes, shape) = (tensor.data.len(), tensor.shape);
+            let what = format!("{bytes} bytes of data do not fit {} {shape:?}", tensor.dtype);
+            return Err(bad_tensor(path, tensor.name, what, "report this as a bug"));
+        }
+    }
+    let shapes = tensors.iter().map(|tensor| (tensor.name, tensor.shape, tensor.dtype));
+    let (header, order) = layout(path, shapes, metadata)?;
     write_atomic(path, |file| {
-        file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
-        order.iter().try_for_each(|tensor| file.write_all(tensor.data))
+        order.iter().try_for_each(|&place| file.write_all(tensors[place].data))
     })
 }
 
-/// The header, padded to whole 8 bytes so that the data is aligned, and the tensors in the order of the file.
+/// A safetensors file that is written piece by piece, for tensors that are not all in memory at once. The file has its
+/// name when it is whole.
+///
+/// ```
+/// use std::collections::BTreeMap;
+/// use eyas_checkpoint::{SafetensorsWriter, TensorDtype, TensorInfo};
+/// # let folder = tempfile::tempdir().unwrap();
+/// let path = folder.path().join("model.safetensors");
+/// let table = TensorInfo { name: "table".into(), shape: vec![2, 3], dtype: TensorDtype::BF16 };
+/// let mut writer = SafetensorsWriter::create(&path, &[table], &BTreeMap::new())?;
+/// for tensor in writer.order().to_vec() {
+///     for _row in 0..tensor.rows() {
+///         writer.write(&vec![0; 2 * tensor.row_len()])?;
+///     }
+/// }
+/// writer.finish()?;
+/// # Ok::<(), eyas_checkpoint::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct SafetensorsWriter {
+    path: PathBuf,
+    file: AtomicFile,
+    order: Vec<TensorInfo>,
+    /// Bytes of tensors that are still to come.
+    left: usize,
+}
+
+impl SafetensorsWriter {
+    /// Begins a file of these tensors with its header.
+    ///
+    /// # Errors
+    /// As for [`write_safetensors`].
+    pub fn create(path: &Path, tensors: &[TensorInfo], metadata: &BTreeMap<String, String>) -> Result<Self> {
+        let shapes =
+            tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice(), tensor.dtype));
+        let (header, order) = layout(path, shapes, metadata)?;
+        let order: Vec<TensorInfo> = order.into_iter().map(|place| tensors[place].clone()).collect();
+        let left = order.iter().map(TensorInfo::byte_len).sum();
+        let mut file = AtomicFile::create(path)?;
+        file.write(&header)?;
+        Ok(Self { path: path.into(), file, order, left })
+    }
+
+    /// The tensors in the order in which their bytes must come.
+    pub fn order(&self) -> &[TensorInfo] {
+        &self.order
+    }
+
+    /// Appends the next bytes, little endian and row-major.
+    ///
+    /// # Errors
+    /// [`Error::BadTensor`] for more bytes than the tensors have; [`Error::Io`] from the disk.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        match self.left.checked_sub(bytes.len()) {
+            Some(left) => self.left = left,
+            None => return Err(self.miscounted("more bytes were given than the tensors have")),
+        }
+        self.file.write(bytes)
+    }
+
+    /// Gives the file its name.
+    ///
+    /// # Errors
+    /// [`Error::BadTensor`] where bytes are missing; [`Error::Io`] from the disk.
+    pub fn finish(self) -> Result<()> {
+        if self.left > 0 {
+            return Err(self.miscounted("fewer bytes were given than the tensors have"));
+        }
+        self.file.commit()
+    }
+
+    fn miscounted(&self, what: &str) -> Error {
+        let last = self.order.last().map_or("", |tensor| &tensor.name);
+        bad_tensor(&self.path, last, what.into(), "report this as a bug")
+    }
+}
+
+/// The length and header, padded to whole 8 bytes so that the data is aligned, and the tensors' places in the order of
+/// the file.
 fn layout<'a>(
     path: &Path,
-    tensors: &[TensorView<'a>],
+    tensors: impl Iterator<Item = (&'a str, &'a [usize], TensorDtype)>,
     metadata: &BTreeMap<String, String>,
-) -> Result<(Vec<u8>, Vec<TensorView<'a>>)> {
-    let mut order = Vec::with_capacity(tensors.len());
-    for tensor in tensors {
-        order.push((checked_dtype(path, tensor)?, *tensor));
+) -> Result<(Vec<u8>, Vec<usize>)> {
+    let mut order = Vec::new();
+    for (place, (name, shape, dtype)) in tensors.enumerate() {
+        let (stored, bytes) = checked(path, name, shape, dtype)?;
+        order.push((stored, name, shape, bytes, place));
     }
-    order.sort_by(|(a_dtype, a), (b_dtype, b)| b_dtype.cmp(a_dtype).then_with(|| a.name.cmp(b.name)));
+    order.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(b.1)));
 
-    let mut end = 0;
+    let mut end = 0usize;
     let mut entries = BTreeMap::new();
     let mut names = Vec::with_capacity(order.len());
-    for (dtype, tensor) in &order {
-        let data_offsets = (end, end + tensor.data.len());
-        end = data_offsets.1;
-        let entry = Entry { dtype: *dtype, shape: tensor.shape.to_vec(), data_offsets };
-        if entries.insert(tensor.name, entry).is_some() {
-            return Err(bad_tensor(path, tensor, "the name is given twice".into(), "rename one"));
+    for &(dtype, name, shape, bytes, _) in &order {
+        let Some(next) = end.checked_add(bytes) else {
+            return Err(bad_tensor(path, name, "the file would be too long".into(), "write several files"));
+        };
+        let entry = Entry { dtype, shape: shape.to_vec(), data_offsets: (end, next) };
+        end = next;
+        if entries.insert(name, entry).is_some() {
+            return Err(bad_tensor(path, name, "the name is given twice".into(), "rename one"));
         }
-        names.push(tensor.name);
+        names.push(name);
     }
     let mut header = Vec::new();
     let mut json = serde_json::Serializer::new(&mut header);
@@ -236,26 +325,32 @@ fn layout<'a>(
     })();
     written.map_err(|e| Error::io(path, "write the header", "report this as a bug", e.into()))?;
     header.resize(header.len().next_multiple_of(PREFIX), b' ');
-    Ok((header, order.into_iter().map(|(_, tensor)| tensor).collect()))
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.append(&mut header);
+    Ok((bytes, order.into_iter().map(|(.., place)| place).collect()))
 }
 
-fn checked_dtype(path: &Path, tensor: &TensorView) -> Result<Dtype> {
-    let dtype = DTYPES.iter().find(|(_, dtype)| *dtype == tensor.dtype).map(|(stored, _)| *stored);
-    let Some(dtype) = dtype else {
-        let what = format!("safetensors has no type {}", tensor.dtype);
-        return Err(bad_tensor(path, tensor, what, "decode it to F32 first"));
+/// A tensor's type in the file and its bytes.
+fn checked(path: &Path, name: &str, shape: &[usize], dtype: TensorDtype) -> Result<(Dtype, usize)> {
+    let stored = DTYPES.iter().find(|(_, known)| *known == dtype).map(|(stored, _)| *stored);
+    let Some(stored) = stored else {
+        let what = format!("safetensors has no type {dtype}");
+        return Err(bad_tensor(path, name, what, "decode it to F32 first"));
     };
-    if tensor.name == METADATA_KEY {
-        return Err(bad_tensor(path, tensor, "the name is reserved".into(), "rename it"));
+    if name == METADATA_KEY {
+        return Err(bad_tensor(path, name, "the name is reserved".into(), "rename it"));
     }
-    if checked_byte_len(tensor.shape, tensor.dtype) != Some(tensor.data.len()) {
-        let what =
-            format!("{} bytes of data do not fit {} {:?}", tensor.data.len(), tensor.dtype, tensor.shape);
-        return Err(bad_tensor(path, tensor, what, "report this as a bug"));
-    }
-    Ok(dtype)
+    let Some(bytes) = checked_byte_len(shape, dtype) else {
+        return Err(bad_tensor(
+            path,
+            name,
+            format!("the shape {shape:?} is impossible"),
+            "report this as a bug",
+        ));
+    };
+    Ok((stored, bytes))
 }
 
-fn bad_tensor(path: &Path, tensor: &TensorView, what: String, advice: &'static str) -> Error {
-    Error::BadTensor { path: path.to_path_buf(), tensor: tensor.name.into(), what, advice }
+fn bad_tensor(path: &Path, tensor: &str, what: String, advice: &'static str) -> Error {
+    Error::BadTensor { path: path.to_path_buf(), tensor: tensor.into(), what, advice }
 }

@@ -9,7 +9,7 @@ use eyas_backend::{
 };
 use eyas_quant::Quantized;
 
-use crate::device::Device;
+use crate::device::{Device, RESERVE};
 use crate::kernels::Kernels;
 use crate::matmul::Matmul;
 use crate::offload::Copies;
@@ -18,9 +18,6 @@ use crate::project::LoraPath;
 use crate::scratch::{Scratch, Slot};
 use crate::staging::Staging;
 use crate::{CudaBatch, CudaHostBuffer, CudaMoments, CudaTensor, CudaWeight};
-
-/// Bytes of the card that are left to the driver: kernels' code and their stacks are loaded as they are first used.
-const RESERVE: u64 = 256 << 20;
 
 /// How the CUDA backend is set up.
 #[derive(Clone, Copy, Debug, Default)]
@@ -182,6 +179,10 @@ impl Backend for CudaBackend {
 
     fn reserve(&self, shape: &StepShape) -> Result<()> {
         self.reserve_scratch(shape)
+    }
+
+    fn release(&self) -> Result<()> {
+        self.scratch.clear()
     }
 
     fn zeros(&self, dtype: Dtype, rows: usize, cols: usize) -> Result<CudaTensor> {

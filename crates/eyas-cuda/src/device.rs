@@ -34,6 +34,10 @@ pub(crate) fn rounded(bytes: u64) -> u64 {
     bytes.max(1).div_ceil(512).saturating_mul(512)
 }
 
+/// Bytes of the card that are left to the driver and the libraries: kernels' code and their stacks are loaded as they are
+/// first used.
+pub(crate) const RESERVE: u64 = 256 << 20;
+
 /// A card's limits that decide how kernels are launched.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -151,7 +155,20 @@ impl Device {
     }
 
     pub(crate) fn error(&self, what: &str, e: DriverError) -> Error {
+        match e.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => self.no_reserve(),
+            _ => self.broken(what, e),
+        }
+    }
+
+    fn broken(&self, what: &str, e: DriverError) -> Error {
         Error::Device { device: self.name.clone(), reason: format!("{what}: {}", describe(e)) }
+    }
+
+    /// That the driver or a library found no room for its own needs. They do not say how much they wanted; what is left
+    /// to them is gone.
+    pub(crate) fn no_reserve(&self) -> Error {
+        self.out_of_memory(RESERVE)
     }
 
     /// Makes the context current on this thread.
@@ -329,7 +346,7 @@ impl Pinned {
         let bytes = bytes.max(1);
         let fail = |e| {
             let advice = "a lower limit on locked memory (`ulimit -l`) or too little free memory may be why";
-            device.error(&format!("pinning {bytes} bytes of host memory ({advice})"), e)
+            device.broken(&format!("pinning {bytes} bytes of host memory ({advice})"), e)
         };
         // SAFETY: a context is current; the memory is freed by `drop`. Not write-combined: the processor reads it too.
         let ptr: *mut c_void =

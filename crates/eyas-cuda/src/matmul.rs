@@ -156,6 +156,9 @@ impl Matmul {
     }
 
     fn error(&self, product: &Product, e: lt::CublasError) -> Error {
+        if e.0 == sys::cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED {
+            return self.device.no_reserve();
+        }
         Error::Device {
             device: self.device.name.clone(),
             reason: format!(

@@ -75,6 +75,14 @@ impl Scratch {
         }
     }
 
+    /// Gives everything back.
+    pub(crate) fn clear(&self) -> Result<()> {
+        let mut guard = self.lock();
+        self.device.synchronize()?;
+        guard.slots.fill_with(|| None);
+        Ok(())
+    }
+
     /// Bytes held.
     pub(crate) fn bytes(&self) -> u64 {
         self.lock().slots.iter().flatten().map(|buffer| buffer.bytes() as u64).sum()

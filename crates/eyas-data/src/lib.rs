@@ -26,7 +26,7 @@ pub use batches::{Step, Steps, eval_batches};
 pub use conversation::{Role, Sample, Turn};
 pub use encode::{EncodeOptions, Encoded, Encoder, Example, Truncation};
 pub use error::{Error, Result, RowPosition};
-pub use load::{LoadOptions, load};
+pub use load::{LoadOptions, load, load_all};
 pub use prompt::PromptFormat;
 pub use report::Report;
 pub use sampler::{Order, Position, Sampler};

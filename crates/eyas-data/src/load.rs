@@ -1,7 +1,7 @@
 //! From a file to clean rows: reading, cleaning, anonymising, and counting duplicates.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::anonymise::anonymise_sample;
 use crate::clean::clean_sample;
@@ -47,55 +47,91 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<(Vec<Row>, Report)> {
     collect(dataset::open(path, &options.dataset)?, path, options)
 }
 
+/// Reads a data set that lies in several files, in their order.
+///
+/// # Errors
+/// As [`load`]; a file without rows is none where others have some.
+pub fn load_all(paths: &[PathBuf], options: &LoadOptions) -> Result<(Vec<Row>, Report)> {
+    let mut gathered = Gathered::new(options);
+    for path in paths {
+        gathered.add(dataset::open(path, &options.dataset)?, path)?;
+    }
+    gathered.finish(paths.first().map_or(Path::new("the data set"), PathBuf::as_path))
+}
+
 /// [`load`] for rows that are open already; `path` is for messages.
 ///
 /// # Errors
 /// As [`load`].
-pub fn collect(mut source: Rows, path: &Path, options: &LoadOptions) -> Result<(Vec<Row>, Report)> {
-    let mut report = Report { duplicates_dropped: options.drop_duplicates, ..Report::default() };
-    let mut seen = HashSet::new();
-    let mut rows = Vec::new();
-    while let Some(row) = source.next() {
-        let mut row = match row {
-            Ok(row) => row,
-            Err(Error::Row { .. }) if options.skip_bad_rows => {
-                report.read += 1;
-                report.bad += 1;
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
-        report.read += 1;
-        if options.clean {
-            report.cleaned += clean_sample(&mut row.sample);
-        }
-        if options.anonymise {
-            report.anonymised += anonymise_sample(&mut row.sample);
-        }
-        if let Some(reason) = emptiness(&row.sample, &source) {
-            if options.skip_bad_rows {
-                report.empty += 1;
-                continue;
-            }
-            return Err(Error::Row { path: path.into(), at: row.at, reason });
-        }
-        if !seen.insert(hash(0, &row.sample.texts())) {
-            report.duplicates += 1;
-            if options.drop_duplicates {
-                continue;
-            }
-        }
-        rows.push(row);
+pub fn collect(source: Rows, path: &Path, options: &LoadOptions) -> Result<(Vec<Row>, Report)> {
+    let mut gathered = Gathered::new(options);
+    gathered.add(source, path)?;
+    gathered.finish(path)
+}
+
+/// Clean rows so far, of one file or several.
+struct Gathered<'a> {
+    options: &'a LoadOptions,
+    report: Report,
+    seen: HashSet<u64>,
+    rows: Vec<Row>,
+}
+
+impl<'a> Gathered<'a> {
+    fn new(options: &'a LoadOptions) -> Self {
+        let report = Report { duplicates_dropped: options.drop_duplicates, ..Report::default() };
+        Self { options, report, seen: HashSet::new(), rows: Vec::new() }
     }
-    if rows.is_empty() {
-        let reason = if report.read == 0 {
-            "has no rows".into()
-        } else {
-            format!("has no usable row among {}", report.read)
-        };
-        return Err(Error::dataset(path, reason));
+
+    fn add(&mut self, mut source: Rows, path: &Path) -> Result<()> {
+        let Self { options, report, seen, rows } = self;
+        while let Some(row) = source.next() {
+            let mut row = match row {
+                Ok(row) => row,
+                Err(Error::Row { .. }) if options.skip_bad_rows => {
+                    report.read += 1;
+                    report.bad += 1;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            report.read += 1;
+            if options.clean {
+                report.cleaned += clean_sample(&mut row.sample);
+            }
+            if options.anonymise {
+                report.anonymised += anonymise_sample(&mut row.sample);
+            }
+            if let Some(reason) = emptiness(&row.sample, &source) {
+                if options.skip_bad_rows {
+                    report.empty += 1;
+                    continue;
+                }
+                return Err(Error::Row { path: path.into(), at: row.at, reason });
+            }
+            if !seen.insert(hash(0, &row.sample.texts())) {
+                report.duplicates += 1;
+                if options.drop_duplicates {
+                    continue;
+                }
+            }
+            rows.push(row);
+        }
+        Ok(())
     }
-    Ok((rows, report))
+
+    fn finish(self, path: &Path) -> Result<(Vec<Row>, Report)> {
+        let Self { report, rows, .. } = self;
+        if rows.is_empty() {
+            let reason = if report.read == 0 {
+                "has no rows".into()
+            } else {
+                format!("has no usable row among {}", report.read)
+            };
+            return Err(Error::dataset(path, reason));
+        }
+        Ok((rows, report))
+    }
 }
 
 /// Why a row has nothing to say, if so.

@@ -6,6 +6,7 @@ mod folder;
 mod gguf;
 mod pre;
 mod stream;
+mod write;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use common::{golden, ids, json};
 use eyas_checkpoint::gguf::GgufFile;
-use eyas_data::Tokenizer;
+use eyas_data::{ChatTemplate, Tokenizer};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -22,6 +22,31 @@ fn streamed(tokenizer: &Tokenizer, ids: &[u32], skip_special: bool) -> String {
     let mut text: String = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
     text.push_str(&stream.finish().unwrap());
     text
+}
+
+#[test]
+fn a_tokenizer_of_a_gguf_file_is_read_back_from_its_written_files() {
+    for name in ["gpt-2", "smollm", "falcon", "llama-bpe", "qwen2", "llama"] {
+        let tokenizer = from_gguf(name);
+        let folder = tempfile::tempdir().unwrap();
+        let template = ChatTemplate::new("{{ messages[0].content }}", Default::default()).unwrap();
+        let generation = ("generation_config.json", tokenizer.generation_config());
+        for (file, text) in tokenizer.to_files(Some(&template)).unwrap().into_iter().chain([generation]) {
+            fs::write(folder.path().join(file), text).unwrap();
+        }
+        let saved = Tokenizer::from_folder(folder.path()).unwrap();
+        assert_eq!(saved.special(), tokenizer.special(), "{name}");
+        for case in json(&format!("gguf/{name}.json")).as_array().unwrap() {
+            let text = case["text"].as_str().unwrap();
+            let encode = |tokenizer: &Tokenizer| tokenizer.encode_with_offsets(text, true).unwrap();
+            let (before, after) = (encode(&tokenizer), encode(&saved));
+            assert_eq!(after, before, "{name}: {text:?}");
+            let decode = |tokenizer: &Tokenizer| tokenizer.decode(&before.ids, false).unwrap();
+            assert_eq!(decode(&saved), decode(&tokenizer), "{name}: {text:?}");
+        }
+        let read = ChatTemplate::from_folder(folder.path()).unwrap().unwrap();
+        assert_eq!(read.source(), template.source());
+    }
 }
 
 #[test]

@@ -169,7 +169,7 @@ impl<'m, B: Backend> Evaluator<'m, B> {
 
     fn forward(&mut self, batch: &FlatBatch, adapter: Option<ActiveAdapter<'_, B>>) -> Result<()> {
         self.on_device.load(self.backend, batch)?;
-        self.model.forward(self.backend, &self.on_device, adapter, &mut self.workspace)?;
+        self.model.forward_only(self.backend, &self.on_device, adapter, &mut self.workspace)?;
         Ok(())
     }
 }

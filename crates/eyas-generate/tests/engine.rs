@@ -32,7 +32,7 @@ fn requests(adapter: eyas_generate::AdapterId) -> Vec<Request> {
 fn a_batch_of_sequences_is_each_of_them_alone() {
     let backend = backend();
     for base in BASES {
-        let model = load(&backend, base);
+        let model = load(&backend, base, None);
         let (mut alone, adapter) = engine(&backend, &model, base, EngineOptions::new(1, 40));
         let (mut together, same) = engine(&backend, &model, base, EngineOptions::new(6, 40));
         assert_eq!(adapter, same);
@@ -49,7 +49,7 @@ fn a_batch_of_sequences_is_each_of_them_alone() {
 fn sequences_come_and_go_between_steps() {
     let backend = backend();
     let base = "smollm2";
-    let model = load(&backend, base);
+    let model = load(&backend, base, None);
     let (mut alone, adapter) = engine(&backend, &model, base, EngineOptions::new(1, 40));
     let options = EngineOptions { prefill_chunk: 4, ..EngineOptions::new(2, 40) };
     let (mut busy, _) = engine(&backend, &model, base, options);
@@ -89,7 +89,7 @@ fn flat_logits(backend: &CpuBackend, model: &Model<CpuBackend>, ids: &[u32]) -> 
 fn cached_logits_are_those_of_the_flat_forward() {
     let backend = backend();
     for base in BASES {
-        let model = load(&backend, base);
+        let model = load(&backend, base, None);
         let ids: Vec<u32> = (0..20).map(|i| (i * 31 + 7) % 90).collect();
         let mut cache = Cache::new(&backend, model.decoder(), 3, 24).unwrap();
         let mut workspace =
@@ -119,7 +119,7 @@ fn cached_logits_are_those_of_the_flat_forward() {
 #[test]
 fn a_longer_conversation_reuses_its_slot() {
     let backend = backend();
-    let model = load(&backend, "llama3");
+    let model = load(&backend, "llama3", None);
     let (mut engine, adapter) = engine(&backend, &model, "llama3", EngineOptions::new(2, 60));
     let first: Vec<u32> = (0..10).collect();
     let (answer, _) = run(&mut engine, &Request::new(first.clone(), greedy(5), None));
@@ -144,7 +144,7 @@ fn a_longer_conversation_reuses_its_slot() {
 fn a_prompts_log_probabilities_come_in_chunks() {
     let backend = backend();
     let base = "smollm2";
-    let model = load(&backend, base);
+    let model = load(&backend, base, None);
     let options = EngineOptions { prefill_chunk: 4, ..EngineOptions::new(3, 40) };
     let (mut busy, adapter) = engine(&backend, &model, base, options);
     // A prompt that the cache holds is run again.
@@ -185,7 +185,7 @@ fn a_prompts_log_probabilities_come_in_chunks() {
 #[test]
 fn the_end_of_a_slot_ends_the_answer() {
     let backend = backend();
-    let model = load(&backend, "smollm2");
+    let model = load(&backend, "smollm2", None);
     let mut engine = Engine::new(&backend, &model, EngineOptions::new(1, 8)).unwrap();
     let (tokens, finish) = run(&mut engine, &Request::new(vec![1, 2, 3], greedy(100), None));
     // Tokens 4 to 8 fit; one more is chosen and never run.
@@ -199,7 +199,7 @@ fn the_end_of_a_slot_ends_the_answer() {
 #[test]
 fn an_end_token_ends_the_answer() {
     let backend = backend();
-    let model = load(&backend, "smollm2");
+    let model = load(&backend, "smollm2", None);
     let mut engine = Engine::new(&backend, &model, EngineOptions::new(1, 40)).unwrap();
     let prompt = vec![76, 10, 74, 101, 13];
     let (all, _) = run(&mut engine, &Request::new(prompt.clone(), greedy(10), None));
@@ -215,7 +215,7 @@ fn an_end_token_ends_the_answer() {
 #[test]
 fn the_same_seed_gives_the_same_tokens() {
     let backend = backend();
-    let model = load(&backend, "qwen3");
+    let model = load(&backend, "qwen3", None);
     let tokens = |seed, stream| {
         let mut engine = Engine::new(&backend, &model, EngineOptions::new(1, 60)).unwrap();
         let params = SamplingParams { seed, max_new_tokens: 40, ..SamplingParams::default() };
@@ -229,7 +229,7 @@ fn the_same_seed_gives_the_same_tokens() {
 #[test]
 fn a_removed_sequence_frees_its_slot() {
     let backend = backend();
-    let model = load(&backend, "smollm2");
+    let model = load(&backend, "smollm2", None);
     let mut engine = Engine::new(&backend, &model, EngineOptions::new(1, 40)).unwrap();
     let request = Request::new(vec![1, 2, 3], greedy(30), None);
     let id = engine.submit(&request).unwrap();
@@ -244,7 +244,7 @@ fn a_removed_sequence_frees_its_slot() {
 #[test]
 fn adapters_are_let_go_when_nobody_uses_them() {
     let backend = backend();
-    let model = load(&backend, "smollm2");
+    let model = load(&backend, "smollm2", None);
     let (mut engine, adapter) = engine(&backend, &model, "smollm2", EngineOptions::new(1, 40));
     let request = Request::new(vec![1, 2, 3], greedy(30), Some(adapter));
     let id = engine.submit(&request).unwrap();
@@ -258,7 +258,7 @@ fn adapters_are_let_go_when_nobody_uses_them() {
 #[test]
 fn a_damaged_adapter_fails_alone() {
     let backend = backend();
-    let model = load(&backend, "smollm2");
+    let model = load(&backend, "smollm2", None);
     let mut engine = Engine::new(&backend, &model, EngineOptions::new(2, 40)).unwrap();
     let mut damaged = common::adapter("smollm2", &model);
     damaged.params.fill(f32::NAN);
@@ -276,7 +276,7 @@ fn a_damaged_adapter_fails_alone() {
 #[test]
 fn what_cannot_run_is_refused() {
     let backend = backend();
-    let model = load(&backend, "smollm2");
+    let model = load(&backend, "smollm2", None);
     for options in [
         EngineOptions::new(0, 8),
         EngineOptions::new(1, 0),
@@ -301,7 +301,7 @@ fn what_cannot_run_is_refused() {
 #[test]
 fn the_memory_is_what_was_said() {
     let backend = backend();
-    let model = load(&backend, "smollm2");
+    let model = load(&backend, "smollm2", None);
     let options = EngineOptions::new(3, 40);
     let cache = Cache::<CpuBackend>::bytes(model.decoder(), 3, 40, backend.compute_dtype());
     assert!(options.bytes::<CpuBackend>(model.decoder(), backend.compute_dtype()) > cache);

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{BASES, adapter, backend, fixtures, json, load};
+use common::{BASES, adapter, backend, fixture, json, load};
 use eyas_backend::{Backend, CpuBackend, Dtype};
 use eyas_checkpoint::Checkpoint;
 use eyas_data::Example;
@@ -16,7 +16,7 @@ fn integers(checkpoint: &Checkpoint, name: &str) -> Vec<i32> {
 
 /// The golden's flat batch as rows with masks.
 fn examples(base: &str) -> Vec<Example> {
-    let checkpoint = Checkpoint::open(fixtures().join(base).join("golden.safetensors")).unwrap();
+    let checkpoint = Checkpoint::open(fixture(base).join("golden.safetensors")).unwrap();
     let ids = integers(&checkpoint, "flat.input_ids");
     let targets = integers(&checkpoint, "flat.targets");
     let ends = integers(&checkpoint, "flat.cu_seqlens");
@@ -35,7 +35,7 @@ fn examples(base: &str) -> Vec<Example> {
 fn losses_are_those_of_transformers_and_peft_however_the_rows_are_batched() {
     let backend = backend();
     for base in BASES {
-        let model = load(&backend, base);
+        let model = load(&backend, base, None);
         let examples = examples(base);
         let golden = json(&format!("{base}/golden.json"));
         let tuned = adapter(base, &model);
@@ -67,7 +67,7 @@ fn losses_are_those_of_transformers_and_peft_however_the_rows_are_batched() {
 #[test]
 fn log_probabilities_of_tokens_sum_to_the_loss() {
     let backend = backend();
-    let model = load(&backend, "llama2");
+    let model = load(&backend, "llama2", None);
     let ids: Vec<u32> = (0..30).map(|i| (i * 13 + 5) % 96).collect();
     let mut evaluator = Evaluator::new(&backend, &model, 40).unwrap();
     let logprobs = evaluator.token_logprobs(&ids, None, 2).unwrap();
@@ -84,7 +84,7 @@ fn log_probabilities_of_tokens_sum_to_the_loss() {
 #[test]
 fn rows_that_do_not_fit_are_named() {
     let backend = backend();
-    let model = load(&backend, "llama2");
+    let model = load(&backend, "llama2", None);
     let row = |len: usize| Example { input_ids: vec![1; len], target_mask: vec![true; len] };
     let error = evaluate(&backend, &model, None, &[row(5), row(65)], &mut |_| {}).unwrap_err();
     assert!(matches!(&error, Error::Prompt(text) if text.contains("row 2 has 65 tokens")), "{error}");

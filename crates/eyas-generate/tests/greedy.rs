@@ -27,7 +27,7 @@ fn golden(base: &str) -> Golden {
 /// All four runs at once, so that base and adapter alternate over one cache.
 fn matches(base: &str, options: EngineOptions) {
     let backend = backend();
-    let model = load(&backend, base);
+    let model = load(&backend, base, None);
     let (mut engine, adapter) = engine(&backend, &model, base, options);
     let Golden { prompt, runs } = golden(base);
     let ids: Vec<_> = runs

@@ -79,7 +79,7 @@ fn a_stop_text_is_found_across_tokens() {
 #[test]
 fn a_stop_text_ends_the_sequence() {
     let (backend, tokenizer) = (backend(), tokenizer());
-    let model = load(&backend, "smollm2");
+    let model = load(&backend, "smollm2", None);
     let engine = Engine::new(&backend, &model, EngineOptions::new(1, 60)).unwrap();
     let mut generator = Generator::new(engine, &tokenizer).unwrap();
     let params = SamplingParams { max_new_tokens: 30, ignore_eos: true, ..SamplingParams::default() };
@@ -104,7 +104,7 @@ fn a_stop_text_ends_the_sequence() {
 #[test]
 fn more_requests_than_slots_are_all_answered_in_their_order() {
     let (backend, tokenizer) = (backend(), tokenizer());
-    let model = load(&backend, "smollm2");
+    let model = load(&backend, "smollm2", None);
     let requests: Vec<Request> = (0..7u32)
         .map(|i| {
             let params = SamplingParams {
@@ -131,7 +131,7 @@ fn more_requests_than_slots_are_all_answered_in_their_order() {
 #[test]
 fn the_tokenizers_end_token_ends_an_answer_and_is_not_shown() {
     let (backend, tokenizer) = (backend(), tokenizer());
-    let model = load(&backend, "smollm2");
+    let model = load(&backend, "smollm2", None);
     let engine = Engine::new(&backend, &model, EngineOptions::new(1, 30)).unwrap();
     let mut generator = Generator::new(engine, &tokenizer).unwrap();
     let params = SamplingParams { logit_bias: [(1, 100.0)].into(), ..greedy(5) };
@@ -142,7 +142,7 @@ fn the_tokenizers_end_token_ends_an_answer_and_is_not_shown() {
 #[test]
 fn steps_report_text_and_log_probabilities() {
     let (backend, tokenizer) = (backend(), tokenizer());
-    let model = load(&backend, "smollm2");
+    let model = load(&backend, "smollm2", None);
     let engine = Engine::new(&backend, &model, EngineOptions::new(2, 30)).unwrap();
     let mut generator = Generator::new(engine, &tokenizer).unwrap();
     let params = SamplingParams { logprobs: Some(3), ignore_eos: true, ..greedy(4) };
@@ -171,7 +171,7 @@ fn steps_report_text_and_log_probabilities() {
 #[test]
 fn base_and_adapter_answer_the_same_prompts() {
     let (backend, tokenizer) = (backend(), tokenizer());
-    let model = load(&backend, "smollm2");
+    let model = load(&backend, "smollm2", None);
     let (engine, adapter) = common::engine(&backend, &model, "smollm2", EngineOptions::new(2, 60));
     let mut generator = Generator::new(engine, &tokenizer).unwrap();
     let questions = ["One?".to_owned(), "And two?".to_owned(), "3?".to_owned()];
@@ -206,7 +206,7 @@ fn base_and_adapter_answer_the_same_prompts() {
 #[test]
 fn held_out_losses_of_both_sides_are_measured() {
     let (backend, tokenizer) = (backend(), tokenizer());
-    let model = load(&backend, "smollm2");
+    let model = load(&backend, "smollm2", None);
     let (engine, adapter) = common::engine(&backend, &model, "smollm2", EngineOptions::new(1, 60));
     let generator = Generator::new(engine, &tokenizer).unwrap();
     let row = |text: &str| {
@@ -252,7 +252,7 @@ fn a_session_forgets_what_does_not_fit() {
 #[test]
 fn a_conversation_is_asked_and_remembered() {
     let (backend, tokenizer) = (backend(), tokenizer());
-    let model = load(&backend, "smollm2");
+    let model = load(&backend, "smollm2", None);
     let (engine, adapter) = common::engine(&backend, &model, "smollm2", EngineOptions::new(1, 64));
     let mut generator = Generator::new(engine, &tokenizer).unwrap();
     let mut session = ChatSession::new(PromptFormat::human_assistant());
@@ -276,7 +276,7 @@ fn a_conversation_is_asked_and_remembered() {
 #[test]
 fn a_stopped_answer_is_remembered_as_far_as_it_came() {
     let (backend, tokenizer) = (backend(), tokenizer());
-    let model = load(&backend, "smollm2");
+    let model = load(&backend, "smollm2", None);
     let engine = Engine::new(&backend, &model, EngineOptions::new(1, 64)).unwrap();
     let mut generator = Generator::new(engine, &tokenizer).unwrap();
     let params = SamplingParams { max_new_tokens: 30, ignore_eos: true, ..SamplingParams::recipe() };
@@ -302,7 +302,7 @@ fn a_stopped_answer_is_remembered_as_far_as_it_came() {
 #[test]
 fn a_tokenizer_of_another_model_is_refused() {
     let (backend, tokenizer) = (backend(), tokenizer());
-    let model = load(&backend, "mistral"); // 96 tokens
+    let model = load(&backend, "mistral", None); // 96 tokens
     let engine = Engine::new(&backend, &model, EngineOptions::new(1, 30)).unwrap();
     assert!(Generator::new(engine, &tokenizer).is_err());
 }

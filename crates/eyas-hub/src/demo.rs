@@ -5,7 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::cache::{cache_dir, verify};
+use crate::cache::cache_dir;
+use crate::digest::verify;
 use crate::{Error, Result};
 
 /// The name under which the demo's model is known.

@@ -1,63 +1,82 @@
-//! From what a person types to a folder or file on this machine.
+//! From what a person types to folders and files on this machine.
 
 use std::path::{Path, PathBuf};
 
 use crate::demo::{DEMO_MODEL, demo_model};
+use crate::events::{Event, Observer};
+use crate::hub::{DatasetFiles, Hub};
+use crate::name::HubName;
 use crate::{Error, Result};
 
-/// Finds a model: a path, the demo's model by its name, or a hub name (`owner/name`) whose files the Hugging Face
-/// cache holds.
+/// Finds a model: a path, the demo's model by its name, or a name on the hub (`owner/name[/file][@revision]`), which
+/// is fetched as far as the cache does not hold it.
 ///
 /// # Errors
-/// When it is nowhere; the message says where it was looked for.
-pub fn locate(name: &str, fetching: impl FnOnce()) -> Result<PathBuf> {
-    let path = Path::new(name);
-    if path.exists() {
-        return Ok(path.into());
+/// When it is nowhere; the message says where it was looked for. Otherwise as [`Hub::model`].
+pub fn locate_model(name: &str, observer: &dyn Observer) -> Result<PathBuf> {
+    if Path::new(name).exists() {
+        return Ok(name.into());
     }
     if name == DEMO_MODEL {
-        return demo_model(fetching);
+        return demo_model(|| observer.event(Event::Note(&format!("fetching {name} (93 MB, once)"))));
     }
-    let looks_like_hub_name = name.split('/').count() == 2
-        && name.split('/').all(|part| !part.is_empty() && !part.starts_with('.'))
-        && !name.contains('\\');
-    if !looks_like_hub_name {
-        return Err(Error::NotFound(format!(
-            "{name}: there is no such folder or file. Give a model folder, a GGUF file, `{DEMO_MODEL}`, or the \
-             owner/name of a model in the Hugging Face cache"
-        )));
-    }
-    let cache = hugging_face_cache();
-    if let Some(found) = cache.as_deref().and_then(|cache| snapshot(cache, name)) {
-        return Ok(found);
-    }
-    let place = cache.map_or_else(|| "the Hugging Face cache".into(), |cache| cache.display().to_string());
-    Err(Error::NotFound(format!(
-        "{name}: neither a folder here nor in {place}. Fetch it first (`hf download {name}`), or give --model a folder"
-    )))
+    Hub::from_env()?
+        .model(&on_hub(name, &format!("Give a model folder, a GGUF file, `{DEMO_MODEL}`"))?, observer)
 }
 
-/// Where Hugging Face's own tools keep downloads.
-fn hugging_face_cache() -> Option<PathBuf> {
-    let var = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    var("HF_HUB_CACHE")
-        .or_else(|| var("HF_HOME").map(|home| home.join("hub")))
-        .or_else(|| directories::BaseDirs::new().map(|dirs| dirs.home_dir().join(".cache/huggingface/hub")))
+/// Finds a model's description without fetching its weights: the path of its `config.json` on the hub. `None` where the
+/// name is a path, the demo's model, or that of a model without one: [`locate_model`] finds those.
+///
+/// # Errors
+/// As [`locate_model`].
+pub fn locate_config(name: &str, observer: &dyn Observer) -> Result<Option<PathBuf>> {
+    match HubName::parse(name).filter(|_| !Path::new(name).exists()) {
+        Some(on_hub) => Hub::from_env()?.config(&on_hub, observer).map_err(|error| nowhere(name, error)),
+        None => Ok(None),
+    }
 }
 
-/// The folder of a model's `main` revision, or of its only one.
-fn snapshot(cache: &Path, name: &str) -> Option<PathBuf> {
-    let model = cache.join(format!("models--{}", name.replace('/', "--")));
-    let snapshots = model.join("snapshots");
-    if let Ok(revision) = std::fs::read_to_string(model.join("refs/main")) {
-        let folder = snapshots.join(revision.trim());
-        if folder.is_dir() {
-            return Some(folder);
+/// Finds an adapter: a folder, or a name on the hub.
+///
+/// # Errors
+/// As [`locate_model`].
+pub fn locate_adapter(name: &str, observer: &dyn Observer) -> Result<PathBuf> {
+    if Path::new(name).exists() {
+        return Ok(name.into());
+    }
+    let on_hub = on_hub(name, "Give the folder that a run wrote")?;
+    Hub::from_env()?.adapter(&on_hub, observer).map_err(|error| nowhere(name, error))
+}
+
+/// Finds the rows of a data set: a file, or a name on the hub.
+///
+/// # Errors
+/// As [`locate_model`].
+pub fn locate_dataset(name: &str, observer: &dyn Observer) -> Result<DatasetFiles> {
+    if Path::new(name).exists() {
+        return Ok(DatasetFiles { files: vec![name.into()], report: format!("rows of {name}") });
+    }
+    let on_hub = on_hub(name, "Give a JSONL, JSON, Parquet or CSV file, `builtin`")?;
+    Hub::from_env()?.dataset(&on_hub, observer).map_err(|error| nowhere(name, error))
+}
+
+fn on_hub(name: &str, advice: &str) -> Result<HubName> {
+    HubName::parse(name).ok_or_else(|| {
+        Error::NotFound(format!(
+            "{name}: there is no such folder or file, and it is no name on the hub (owner/name[@revision]). {advice}, \
+             or a name on the hub"
+        ))
+    })
+}
+
+/// What may have been meant as a path is not here either.
+fn nowhere(name: &str, error: Error) -> Error {
+    match error {
+        Error::NoRepository { .. } | Error::Network { .. } | Error::Offline(_) => {
+            Error::NotFound(format!("{name}: there is no such file or folder here. On the hub: {error}"))
         }
+        error => error,
     }
-    let mut folders = std::fs::read_dir(snapshots).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
-    let only = folders.next()?;
-    folders.next().is_none().then_some(only)
 }
 
 #[cfg(test)]
@@ -65,23 +84,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cached_snapshot_is_found_by_its_revision() {
-        let cache = tempfile::tempdir().unwrap();
-        let model = cache.path().join("models--tiiuae--falcon-7b");
-        for revision in ["aaa", "bbb"] {
-            std::fs::create_dir_all(model.join("snapshots").join(revision)).unwrap();
+    fn what_is_no_name_is_reported_with_what_to_give() {
+        for (name, expected) in [("./no/such/folder", "GGUF file"), ("nothing", DEMO_MODEL)] {
+            let message = locate_model(name, &|_: Event<'_>| ()).unwrap_err().to_string();
+            assert!(message.contains("no such folder") && message.contains(expected), "{message}");
         }
-        assert_eq!(snapshot(cache.path(), "tiiuae/falcon-7b"), None);
-        std::fs::create_dir_all(model.join("refs")).unwrap();
-        std::fs::write(model.join("refs/main"), "bbb\n").unwrap();
-        assert_eq!(snapshot(cache.path(), "tiiuae/falcon-7b"), Some(model.join("snapshots/bbb")));
-    }
-
-    #[test]
-    fn what_is_nowhere_is_reported_with_what_to_do() {
-        let message = locate("nobody/nothing-at-all", || ()).unwrap_err().to_string();
-        assert!(message.contains("hf download nobody/nothing-at-all"), "{message}");
-        let message = locate("./no/such/folder", || ()).unwrap_err().to_string();
-        assert!(message.contains("no such folder"), "{message}");
+        let message = locate_dataset("rows.jsonl", &|_: Event<'_>| ()).unwrap_err().to_string();
+        assert!(message.contains("builtin"), "{message}");
     }
 }

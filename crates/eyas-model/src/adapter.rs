@@ -25,8 +25,28 @@ pub struct LoraAdapter {
     pub layout: LoraLayout,
     /// The flat vector.
     pub params: Vec<f32>,
-    /// The name or path of the base model, as saved.
+    /// The name or path of the base model; a revision on the hub follows an `@`.
     pub base_model: String,
+}
+
+/// What `adapter_config.json` says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterSettings {
+    /// Which layers have an update, and its rank and scale.
+    pub lora: LoraConfig,
+    /// The name or path of the base model, empty where none is named; a revision on the hub follows an `@`.
+    pub base_model: String,
+}
+
+impl AdapterSettings {
+    /// Reads the settings of the adapter in a folder.
+    ///
+    /// # Errors
+    /// When the file is missing or damaged, or a setting is not supported.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let config = Config::read(&folder.join(CONFIG_FILE))?;
+        Ok(Self { lora: read_config(&config)?, base_model: named_base(&config)? })
+    }
 }
 
 impl LoraAdapter {
@@ -47,10 +67,7 @@ impl LoraAdapter {
     /// # Errors
     /// When a file is missing or damaged, a setting is not supported, or the weights do not fit the model.
     pub fn load(folder: &Path, decoder: &Decoder) -> Result<Self> {
-        let config_path = folder.join(CONFIG_FILE);
-        let config = Config::read(&config_path)?;
-        let lora = read_config(&config)?;
-        let base_model = config.text("base_model_name_or_path")?.unwrap_or_default().to_owned();
+        let AdapterSettings { lora, base_model } = AdapterSettings::read(folder)?;
         let fail = |reason: String| Error::Adapter { path: folder.into(), reason };
         let layout = LoraLayout::new(decoder, lora).map_err(|error| {
             fail(format!("{error}. It was trained for `{base_model}`; is this its base model?"))
@@ -95,10 +112,11 @@ impl LoraAdapter {
     /// `adapter_config.json` as PEFT writes it, with the settings that eyas has no use for at their defaults.
     fn config_json(&self) -> Value {
         let config = &self.layout.config;
+        let (base_model, revision) = split_revision(&self.base_model);
         json!({
             "alpha_pattern": whole_numbers(&config.alpha_pattern),
             "auto_mapping": null,
-            "base_model_name_or_path": self.base_model,
+            "base_model_name_or_path": base_model,
             "bias": "none",
             "eva_config": null,
             "exclude_modules": config.exclude_modules,
@@ -118,7 +136,7 @@ impl LoraAdapter {
             "peft_type": "LORA",
             "r": config.r,
             "rank_pattern": config.rank_pattern,
-            "revision": null,
+            "revision": revision,
             // PEFT writes what `all-linear` stood for, since the word would mean other layers in another version.
             "target_modules": match &config.target_modules {
                 modules if *modules == Modules::all_linear() => Modules::Names(self.layout.target_names()),
@@ -128,6 +146,29 @@ impl LoraAdapter {
             "use_dora": false,
             "use_rslora": config.use_rslora,
         })
+    }
+}
+
+/// A name and its revision, which PEFT keeps apart, in one.
+fn named_base(config: &Config) -> Result<String> {
+    let name = config.text("base_model_name_or_path")?.unwrap_or_default();
+    Ok(match config.text("revision")? {
+        Some(revision) if !name.is_empty() && !Path::new(name).exists() => format!("{name}@{revision}"),
+        _ => name.to_owned(),
+    })
+}
+
+/// The reverse of [`named_base`], where it is a name on the hub.
+fn split_revision(base_model: &str) -> (&str, Option<&str>) {
+    match base_model.split_once('@') {
+        Some((name, revision))
+            if name.split('/').count() == 2
+                && !name.starts_with(['/', '.', '~'])
+                && !Path::new(base_model).exists() =>
+        {
+            (name, Some(revision))
+        }
+        _ => (base_model, None),
     }
 }
 
@@ -261,4 +302,28 @@ fn whole_number(value: f64) -> Value {
 
 fn whole_numbers(values: &BTreeMap<String, f64>) -> Value {
     values.iter().map(|(key, value)| (key.clone(), whole_number(*value))).collect::<Map<_, _>>().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_revision_stands_apart_in_the_file_and_behind_the_name_here() {
+        assert_eq!(split_revision("owner/base@v1.0"), ("owner/base", Some("v1.0")));
+        assert_eq!(split_revision("owner/base"), ("owner/base", None));
+        assert_eq!(split_revision("/models/of@mine"), ("/models/of@mine", None));
+        let folder = tempfile::tempdir().unwrap();
+        let named = |text: &str| {
+            let path = folder.path().join(CONFIG_FILE);
+            std::fs::write(&path, text).unwrap();
+            named_base(&Config::read(&path).unwrap()).unwrap()
+        };
+        assert_eq!(
+            named(r#"{"base_model_name_or_path": "owner/base", "revision": "v1.0"}"#),
+            "owner/base@v1.0"
+        );
+        assert_eq!(named(r#"{"base_model_name_or_path": "owner/base", "revision": null}"#), "owner/base");
+        assert_eq!(named("{}"), "");
+    }
 }

@@ -36,6 +36,11 @@ impl Config {
         }
     }
 
+    /// The keys and values.
+    pub fn into_values(self) -> Map<String, Value> {
+        self.values
+    }
+
     /// An error about a key of this file.
     pub fn error(&self, key: &str, reason: impl Into<String>) -> Error {
         Error::Config { origin: format!("{}, key `{key}`", self.origin), reason: reason.into() }

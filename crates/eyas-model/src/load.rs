@@ -47,10 +47,7 @@ impl ModelSource {
         let checkpoint = Checkpoint::open(path)?;
         let decoder = match checkpoint.gguf_metadata() {
             Some(metadata) => family::from_gguf(metadata)?,
-            None => {
-                let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new(".")) };
-                family::from_config(&Config::read(&folder.join("config.json"))?)?
-            }
+            None => family::from_config(&Config::read(&folder_of(path).join("config.json"))?)?,
         };
         let mut source = Self { path: path.to_path_buf(), checkpoint, decoder };
         source.settle_head();
@@ -62,6 +59,11 @@ impl ModelSource {
     /// Where the model is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The folder that the model is in.
+    pub fn folder(&self) -> &Path {
+        folder_of(&self.path)
     }
 
     /// The model's description.
@@ -118,7 +120,7 @@ impl ModelSource {
             .map(|name| (name.to_owned(), RowOrder::Same))
     }
 
-    fn require(&self, name: &str) -> Result<(&TensorInfo, RowOrder)> {
+    pub(crate) fn require(&self, name: &str) -> Result<(&TensorInfo, RowOrder)> {
         let Some((stored, order)) = self.find(name) else {
             return Err(Error::Weights {
                 tensor: name.into(),
@@ -191,7 +193,7 @@ impl ModelSource {
     }
 
     /// The stored name of a weight that bitsandbytes quantised.
-    fn quantized_key(&self, name: &str) -> Option<String> {
+    pub(crate) fn quantized_key(&self, name: &str) -> Option<String> {
         let (stored, _) = self.find(name)?;
         quant_state_keys(&stored).into_iter().any(|(_, key)| self.checkpoint.contains(&key)).then_some(stored)
     }
@@ -238,6 +240,13 @@ impl ModelSource {
         };
         (linears, dense(&format!("{}.weight", self.decoder.names.embedding)))
     }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    if path.is_dir() {
+        return path;
+    }
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// The tensors of a checkpoint.
@@ -348,7 +357,7 @@ impl Files<'_> {
 }
 
 /// Reads a weight that bitsandbytes quantised.
-fn read_quantized(checkpoint: &Checkpoint, stored: &str) -> Result<Quantized> {
+pub(crate) fn read_quantized(checkpoint: &Checkpoint, stored: &str) -> Result<Quantized> {
     let tensor = |key: &str| {
         let info = checkpoint.info(key).ok()?;
         let dtype = match info.dtype {
@@ -366,7 +375,7 @@ fn read_quantized(checkpoint: &Checkpoint, stored: &str) -> Result<Quantized> {
 }
 
 /// The element type of a dense weight on the device: as stored, bfloat16 for block types.
-fn dense_dtype(stored: TensorDtype) -> Dtype {
+pub(crate) fn dense_dtype(stored: TensorDtype) -> Dtype {
     match stored {
         TensorDtype::F32 | TensorDtype::F64 => Dtype::F32,
         TensorDtype::F16 => Dtype::F16,
@@ -376,7 +385,7 @@ fn dense_dtype(stored: TensorDtype) -> Dtype {
 
 /// Undoes llama.cpp's interleaving of each head's rotary pairs: its row `2 i + j` of a head is our row
 /// `j * head_dim / 2 + i`.
-fn deinterleave(values: &[f32], rows: usize, cols: usize, head_dim: usize) -> Vec<f32> {
+pub(crate) fn deinterleave(values: &[f32], rows: usize, cols: usize, head_dim: usize) -> Vec<f32> {
     let row = |index: usize| -> Range<usize> { index * cols..(index + 1) * cols };
     let half = head_dim / 2;
     let mut out = vec![0.0; values.len()];

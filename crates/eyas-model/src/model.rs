@@ -61,10 +61,25 @@ impl<B: Backend> Model<B> {
         adapter: Option<ActiveAdapter<'_, B>>,
         workspace: &mut Workspace<B>,
     ) -> Result<()> {
-        self.run(backend, batch, adapter, workspace, None)
+        self.run(backend, batch, adapter, workspace, None, true)
     }
 
-    /// As [`Model::forward`], but the batch continues the sequences of a key/value cache.
+    /// As [`Model::forward`], but no backward follows: nothing is kept for one and no input goes to host memory,
+    /// whatever the workspace was planned for.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn forward_only(
+        &self,
+        backend: &B,
+        batch: &DeviceBatch<B>,
+        adapter: Option<ActiveAdapter<'_, B>>,
+        workspace: &mut Workspace<B>,
+    ) -> Result<()> {
+        self.run(backend, batch, adapter, workspace, None, false)
+    }
+
+    /// As [`Model::forward_only`], but the batch continues the sequences of a key/value cache.
     ///
     /// # Errors
     /// When the device fails.
@@ -76,7 +91,7 @@ impl<B: Backend> Model<B> {
         workspace: &mut Workspace<B>,
         cache: &mut Cache<B>,
     ) -> Result<()> {
-        self.run(backend, batch, adapter, workspace, Some(cache))
+        self.run(backend, batch, adapter, workspace, Some(cache), false)
     }
 
     fn run(
@@ -86,13 +101,16 @@ impl<B: Backend> Model<B> {
         adapter: Option<ActiveAdapter<'_, B>>,
         workspace: &mut Workspace<B>,
         mut cache: Option<&mut Cache<B>>,
+        keeps: bool,
     ) -> Result<()> {
-        let Workspace { stream, kept, shared, hidden, scratch, .. } = workspace;
-        backend.embed(batch.on_device(), self.embedding(), stream.first(backend)?)?;
+        let Workspace { plan, stream, kept, shared, hidden, scratch, .. } = workspace;
+        let keeps = keeps && plan.trains();
+        backend.embed(batch.on_device(), self.embedding(), stream.begin(backend, keeps)?)?;
         for (index, block) in self.blocks.iter().enumerate() {
             let pass = self.pass(backend, batch, adapter, index);
             let (x, y) = stream.step(backend, batch.tokens(), index)?;
-            let Some(kept) = kept[index].as_mut().or(shared.as_mut()) else {
+            let own = if keeps { index } else { 0 };
+            let Some(kept) = kept[own].as_mut().or(shared.as_mut()) else {
                 unreachable!("a workspace has shared activations for every block that keeps none")
             };
             let key_values = match cache.as_deref_mut() {

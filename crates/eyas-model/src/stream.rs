@@ -2,6 +2,8 @@
 //!
 //! Inputs in host memory pass through two tensors in turn: while a block computes, the input of its neighbour is on
 //! its way. Copies run beside the computation and are waited for by the device alone.
+//!
+//! A pass that no backward follows keeps nothing, whatever the plan: all inputs take turns in two tensors.
 
 use eyas_backend::Backend;
 
@@ -19,6 +21,8 @@ pub(crate) struct Stream<B: Backend> {
     host: Vec<Option<B::HostBuffer>>,
     /// Of each tensor, the block in host memory whose input is in it, or on its way out or in.
     held: Vec<Option<usize>>,
+    /// Whether the pass under way keeps the inputs for a backward.
+    keeps: bool,
 }
 
 /// How many tensors there are, and which of them holds the input of each block and the last one's output.
@@ -56,7 +60,7 @@ impl<B: Backend> Stream<B> {
                 _ => Ok(None),
             })
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { held: vec![None; tensors.len()], tensors, places, host })
+        Ok(Self { held: vec![None; tensors.len()], tensors, places, host, keeps: plan.trains() })
     }
 
     /// Tensors on the device.
@@ -64,22 +68,29 @@ impl<B: Backend> Stream<B> {
         places(plan, blocks).0
     }
 
-    /// The first block's input, to be written.
-    pub(crate) fn first(&mut self, backend: &B) -> Result<&mut B::Tensor> {
-        self.claim(backend, 0)?;
-        Ok(&mut self.tensors[self.places[0]])
+    /// The tensor of a block's input in the pass under way. There are always two: a plan has a tensor for the last
+    /// block's output, and one for each input or two for those in host memory.
+    fn place(&self, block: usize) -> usize {
+        if self.keeps { self.places[block] } else { block % 2 }
     }
 
-    /// A block's input, and its output to be written. The input sets out for the host where that is its home.
+    /// Begins a pass, which keeps the inputs for a backward or not; the first block's input, to be written.
+    pub(crate) fn begin(&mut self, backend: &B, keeps: bool) -> Result<&mut B::Tensor> {
+        self.keeps = keeps;
+        let place = self.claim(backend, 0)?;
+        Ok(&mut self.tensors[place])
+    }
+
+    /// A block's input, and its output to be written. The input sets out for the host where that is its home and a
+    /// backward follows.
     pub(crate) fn step(
         &mut self,
         backend: &B,
         tokens: usize,
         block: usize,
     ) -> Result<(&B::Tensor, &mut B::Tensor)> {
-        self.claim(backend, block + 1)?;
-        let (from, to) = (self.places[block], self.places[block + 1]);
-        if let Some(host) = &mut self.host[block] {
+        let (from, to) = (self.place(block), self.claim(backend, block + 1)?);
+        if let Some(host) = self.host[block].as_mut().filter(|_| self.keeps) {
             backend.offload(tokens, &self.tensors[from], host)?;
         }
         let [input, output] = self.tensors.get_disjoint_mut([from, to]).unwrap_or_else(|_| {
@@ -92,7 +103,7 @@ impl<B: Backend> Stream<B> {
 
     /// The last block's output.
     pub(crate) fn output(&self) -> &B::Tensor {
-        &self.tensors[self.places[self.places.len() - 1]]
+        &self.tensors[self.place(self.host.len())]
     }
 
     /// Before the backward: the topmost input in host memory sets out.
@@ -109,14 +120,16 @@ impl<B: Backend> Stream<B> {
         Ok(&self.tensors[self.places[block]])
     }
 
-    /// Makes the tensor of a block's input writable: a copy out of it or into it comes first.
-    fn claim(&mut self, backend: &B, block: usize) -> Result<()> {
-        let held = &mut self.held[self.places[block]];
+    /// Makes the tensor of a block's input writable, and says which it is: a copy out of it or into it comes first.
+    fn claim(&mut self, backend: &B, block: usize) -> Result<usize> {
+        let place = self.place(block);
+        let held = &mut self.held[place];
         if let Some(host) = held.and_then(|block| self.host[block].as_ref()) {
             backend.await_copy(host)?;
         }
-        *held = self.host.get(block).and_then(Option::as_ref).map(|_| block);
-        Ok(())
+        let leaves = self.keeps && self.host.get(block).is_some_and(Option::is_some);
+        *held = leaves.then_some(block);
+        Ok(place)
     }
 
     /// Fetches the topmost input in host memory below a block, unless it is there.
@@ -139,7 +152,8 @@ mod tests {
 
     use super::*;
 
-    /// Two passes over five blocks: each input comes back as it was written, in whatever order blocks keep theirs.
+    /// Two passes over five blocks, and after each one that keeps nothing: each input comes back as it was written, in
+    /// whatever order blocks keep theirs.
     #[test]
     fn inputs_come_back_as_they_went() {
         use Retain::{Keep, Recompute, RecomputeFromHost as Host};
@@ -149,18 +163,27 @@ mod tests {
             let mut stream = Stream::new(&backend, &plan, 5, 4).unwrap();
             for pass in [0.0, 100.0] {
                 let value = |block: usize| vec![pass + block as f32; 8];
-                backend.upload(&value(0), stream.first(&backend).unwrap()).unwrap();
-                for block in 0..5 {
-                    let (input, output) = stream.step(&backend, 2, block).unwrap();
-                    assert_eq!(input.data()[..8], value(block), "{blocks:?}, forward");
-                    backend.upload(&value(block + 1), output).unwrap();
-                }
-                assert_eq!(stream.output().data()[..8], value(5), "{blocks:?}");
+                let forward = |stream: &mut Stream<CpuBackend>, keeps, value: &dyn Fn(usize) -> Vec<f32>| {
+                    backend.upload(&value(0), stream.begin(&backend, keeps).unwrap()).unwrap();
+                    for block in 0..5 {
+                        let (input, output) = stream.step(&backend, 2, block).unwrap();
+                        assert_eq!(input.data()[..8], value(block), "{blocks:?}, forward");
+                        backend.upload(&value(block + 1), output).unwrap();
+                    }
+                    assert_eq!(stream.output().data()[..8], value(5), "{blocks:?}");
+                };
+                forward(&mut stream, true, &value);
                 stream.turn_back(&backend, 2).unwrap();
                 for block in (0..5).rev() {
                     let input = stream.input(&backend, 2, block).unwrap();
                     assert_eq!(input.data()[..8], value(block), "{blocks:?}, backward");
                 }
+                let homes = |stream: &Stream<CpuBackend>| {
+                    stream.host.iter().flatten().map(|host| host.data().to_vec()).collect::<Vec<_>>()
+                };
+                let before = homes(&stream);
+                forward(&mut stream, false, &|block| vec![50.0 + block as f32; 8]);
+                assert_eq!(homes(&stream), before, "{blocks:?}: an evaluation moved inputs to the host");
             }
         }
     }

@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use eyas_backend::spec::QuantConfig;
 use eyas_checkpoint::Checkpoint;
-use eyas_model::{LoraAdapter, ModelSource, Retain};
+use eyas_model::{AdapterSettings, LoraAdapter, ModelSource, Retain};
 use serde_json::Value;
 
 const LOGITS: f64 = 1e-5;
@@ -24,7 +24,7 @@ fn logits_of_the_base() {
     let backend = backend();
     for base in BASES {
         let golden = golden(base);
-        let model = load(&backend, &fixture(base), None);
+        let model = load(&backend, base, None);
         let actual = logits(&backend, &model, &batch(&golden, "flat"), None);
         assert_close(base, &actual, &floats(&golden, "logits.base"), LOGITS);
     }
@@ -36,7 +36,7 @@ fn logits_of_the_base_as_bitsandbytes_quantised_it() {
     for base in BASES {
         let golden = golden(base);
         let folder = quantised(base);
-        let model = load(&backend, folder.path(), None);
+        let model = load_from(&backend, folder.path(), None);
         let actual = logits(&backend, &model, &batch(&golden, "flat"), None);
         assert_close(base, &actual, &floats(&golden, "logits.nf4"), LOGITS);
     }
@@ -48,7 +48,7 @@ fn logits_of_the_base_as_we_quantise_it() {
     let backend = backend();
     for base in BASES {
         let golden = golden(base);
-        let model = load(&backend, &fixture(base), Some(QuantConfig::default()));
+        let model = load(&backend, base, Some(QuantConfig::default()));
         let actual = logits(&backend, &model, &batch(&golden, "flat"), None);
         assert_close(base, &actual, &floats(&golden, "logits.nf4"), 3e-3);
     }
@@ -59,7 +59,7 @@ fn logits_with_an_adapter_of_peft() {
     let backend = backend();
     for base in BASES {
         let golden = golden(base);
-        let model = load(&backend, &fixture(base), None);
+        let model = load(&backend, base, None);
         let adapter = LoraAdapter::load(&fixture(base).join("adapter"), model.decoder()).unwrap();
         let actual = logits(&backend, &model, &batch(&golden, "flat"), Some(&adapter));
         assert_close(base, &actual, &floats(&golden, "logits.adapter"), LOGITS);
@@ -71,7 +71,7 @@ fn loss_and_every_gradient_of_an_adapter() {
     let backend = backend();
     for base in BASES {
         let golden = golden(base);
-        let model = load(&backend, &fixture(base), None);
+        let model = load(&backend, base, None);
         let adapter = LoraAdapter::load(&fixture(base).join("adapter"), model.decoder()).unwrap();
         let flat = batch(&golden, "flat");
         let (loss, gradient) =
@@ -100,7 +100,7 @@ fn recomputed_blocks_give_the_same_bits() {
     let backend = backend();
     for base in BASES {
         let golden = golden(base);
-        let model = load(&backend, &fixture(base), Some(QuantConfig::default()));
+        let model = load(&backend, base, Some(QuantConfig::default()));
         let adapter = LoraAdapter::load(&fixture(base).join("adapter"), model.decoder()).unwrap();
         let flat = batch(&golden, "flat");
         let run =
@@ -116,7 +116,7 @@ fn each_sequence_alone_gives_what_it_gives_in_the_batch() {
     let backend = backend();
     for base in BASES {
         let golden = golden(base);
-        let model = load(&backend, &fixture(base), None);
+        let model = load(&backend, base, None);
         let flat = batch(&golden, "flat");
         let together = logits(&backend, &model, &flat, None);
         let vocab = model.decoder().vocab_size;
@@ -152,7 +152,7 @@ fn configurations_in_older_spellings_describe_the_same_decoder() {
 fn the_first_falcon_checkpoints_in_bin_shards() {
     let backend = backend();
     let golden = golden("falcon-7b");
-    let model = load(&backend, &fixture("falcon-refinedweb"), None);
+    let model = load(&backend, "falcon-refinedweb", None);
     let actual = logits(&backend, &model, &batch(&golden, "flat"), None);
     assert_close("falcon-refinedweb", &actual, &floats(&golden, "logits.base"), LOGITS);
 }
@@ -161,7 +161,7 @@ fn the_first_falcon_checkpoints_in_bin_shards() {
 fn a_checkpoint_that_bitsandbytes_quantised() {
     let backend = backend();
     let golden = golden("mistral");
-    let model = load(&backend, &fixture("mistral-bnb-nf4"), None);
+    let model = load(&backend, "mistral-bnb-nf4", None);
     let actual = logits(&backend, &model, &batch(&golden, "flat"), None);
     assert_close("mistral-bnb-nf4", &actual, &floats(&golden, "logits.nf4"), LOGITS);
 }
@@ -173,7 +173,7 @@ fn adapters_in_all_their_variants() {
     {
         let about = json(&format!("{variant}/golden.json"));
         let base = about["base"].as_str().unwrap();
-        let model = load(&backend, &fixture(base), None);
+        let model = load(&backend, base, None);
         let adapter = LoraAdapter::load(&fixture(variant), model.decoder()).unwrap();
 
         let modules = about["modules"].as_object().unwrap();
@@ -226,4 +226,22 @@ fn saved_weights_equal_the_file_that_peft_wrote() {
     adapter.save(folder.path()).unwrap();
     let read = |folder: &std::path::Path| std::fs::read(folder.join("adapter_model.safetensors")).unwrap();
     assert!(read(folder.path()) == read(&fixture("llama2/adapter")));
+}
+
+#[test]
+fn the_settings_of_an_adapter_name_its_base() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = AdapterSettings::read(&fixture("llama2/adapter")).unwrap();
+    assert_eq!(settings.base_model, "tiny/llama2");
+    let file = folder.path().join("adapter_config.json");
+    for (name, expected) in [("", ""), ("owner/base", "owner/base@v1")] {
+        let text = format!(
+            r#"{{"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], "revision": "v1",
+                "base_model_name_or_path": "{name}"}}"#
+        );
+        std::fs::write(&file, text).unwrap();
+        let settings = AdapterSettings::read(folder.path()).unwrap();
+        assert_eq!(settings.base_model, expected);
+        assert_eq!((settings.lora.r, settings.lora.lora_alpha), (4, 8.0));
+    }
 }

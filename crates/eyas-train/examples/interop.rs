@@ -1,8 +1,10 @@
-//! Adapters to and from PEFT: the Rust half of `tools/interop.py`.
+//! Adapters to and from PEFT, metrics for TensorBoard and wandb: the Rust half of `tools/interop.py` and
+//! `tools/interop_metrics.py`.
 //!
 //! ```text
 //! interop train BASE ADAPTER LOGITS    trains an adapter and writes the logits that it gives
 //! interop check BASE ADAPTER LOGITS    loads an adapter and compares its logits with those in the file
+//! interop metrics BASE OUTPUT          trains, is stopped and goes on, with every kind of metrics written
 //! ```
 //!
 //! LOGITS is a safetensors file: `input_ids` [T], `cu_seqlens` [sequences + 1], `logits` f32 [T, vocab].
@@ -10,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use eyas_backend::{Backend, CpuBackend, CpuOptions, Dtype, FlatBatch, MatmulKernel};
 use eyas_checkpoint::{Checkpoint, TensorDtype, TensorView, write_safetensors};
@@ -26,18 +28,69 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [mode, base, adapter, logits] = args.as_slice() else {
-        return Err("usage: interop train|check BASE ADAPTER LOGITS".into());
-    };
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args.as_slice() {
+        ["train", base, adapter, logits] => {
+            let (backend, model) = load(base)?;
+            train(&backend, &model, base, Path::new(adapter), Path::new(logits))
+        }
+        ["check", base, adapter, logits] => {
+            let (backend, model) = load(base)?;
+            check(&backend, &model, Path::new(adapter), Path::new(logits))
+        }
+        ["metrics", base, output] => {
+            let (backend, model) = load(base)?;
+            metrics(&backend, &model, base, Path::new(output))
+        }
+        _ => Err("usage: interop train|check BASE ADAPTER LOGITS, or interop metrics BASE OUTPUT".into()),
+    }
+}
+
+fn load(base: &str) -> Result<(CpuBackend, Model<CpuBackend>)> {
     let backend = CpuBackend::new(CpuOptions { matmul: Some(MatmulKernel::F32) })?;
     let source = ModelSource::open(Path::new(base))?;
     let options = LoadOptions { quantize: None, positions: 64, embedding_on_host: false };
     let model = source.load(&backend, options, &mut |_, _| {})?;
-    match mode.as_str() {
-        "train" => train(&backend, &model, base, Path::new(adapter), Path::new(logits)),
-        "check" => check(&backend, &model, Path::new(adapter), Path::new(logits)),
-        other => Err(format!("`{other}` is neither train nor check").into()),
+    Ok((backend, model))
+}
+
+/// Random rows of 5 tokens and more.
+fn rows(count: usize, vocab: u32) -> Vec<Example> {
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    (0..count)
+        .map(|row| {
+            let input_ids: Vec<u32> = (0..5 + row).map(|_| rng.random_range(1..vocab)).collect();
+            Example { target_mask: vec![true; input_ids.len()], input_ids }
+        })
+        .collect()
+}
+
+/// Eight steps; the run ends after the fifth, one logged step after its last checkpoint, as if it had been killed.
+fn metrics(backend: &CpuBackend, model: &Model<CpuBackend>, base: &str, output: &Path) -> Result<()> {
+    let rows = rows(12, model.decoder().vocab_size as u32);
+    let text = format!(
+        "model_name_or_path = {base:?}\noutput_dir = {output:?}\nload_in_4bit = false\nr = 4\nlora_alpha = 8\n\
+         max_steps = 8\nper_device_train_batch_size = 4\nsave_steps = 4\nlogging_steps = 1\neval_steps = 2\n\
+         report_to = \"all\"\nrun_name = \"interop\"\n"
+    );
+    let mut recipe = Recipe::parse("interop", &text)?;
+    let stop = AtomicBool::new(false);
+    let (eval, train) = rows.split_at(2);
+    let mut stop_after_five = |event: &Event<'_>| {
+        if matches!(event, Event::Step(report) if report.global_step == 5) {
+            stop.store(true, Ordering::Relaxed);
+        }
+    };
+    let job = Job { backend, model, recipe: &recipe, train, eval, extra_files: Vec::new() };
+    Trainer::new(job)?.run(&mut stop_after_five, &stop)?;
+    std::fs::remove_dir_all(output.join("checkpoint-5"))?;
+    recipe.set("resume_from_checkpoint=true")?;
+    // The second time there is nothing left to do but to end once more.
+    for _ in 0..2 {
+        let job = Job { backend, model, recipe: &recipe, train, eval, extra_files: Vec::new() };
+        Trainer::new(job)?.run(&mut |_: &Event<'_>| {}, &AtomicBool::new(false))?;
     }
+    Ok(())
 }
 
 /// A few real steps on random rows, so that both matrices of every update have moved.
@@ -49,13 +102,7 @@ fn train(
     logits: &Path,
 ) -> Result<()> {
     let vocab = model.decoder().vocab_size as u32;
-    let mut rng = ChaCha8Rng::seed_from_u64(7);
-    let rows: Vec<Example> = (0..8)
-        .map(|row| {
-            let input_ids: Vec<u32> = (0..5 + row).map(|_| rng.random_range(1..vocab)).collect();
-            Example { target_mask: vec![true; input_ids.len()], input_ids }
-        })
-        .collect();
+    let rows = rows(8, vocab);
     let text = format!(
         "model_name_or_path = {base:?}\noutput_dir = {out:?}\noverwrite_output_dir = true\n\
          load_in_4bit = false\nr = 4\nlora_alpha = 8\nlora_dropout = 0.1\nlearning_rate = 1e-2\n\

@@ -114,6 +114,7 @@ pub fn train<B: Backend>(
         layout: &layout,
         weights: model.footprint(),
         dtype: backend.compute_dtype(),
+        batch: training.per_device_train_batch_size,
         max_tokens: most(FlatBatch::tokens),
         max_sequences: most(FlatBatch::sequences),
         max_targets: most(FlatBatch::target_tokens),

@@ -76,6 +76,10 @@ pub struct Progress {
     pub train_seconds: f64,
     /// Rows of logits at a time, which a resumed run keeps: sums are rounded alike then.
     pub logit_rows: usize,
+    /// Rows a micro-batch, where memory allowed fewer than the recipe asks for. A resumed run keeps them: dropout counts
+    /// micro-batches, and sums go by them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub micro_batch_rows: Option<usize>,
     /// What the loss is multiplied by, in half precision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<LossScale>,
@@ -117,7 +121,7 @@ pub(crate) struct Contents<'a> {
 /// A checkpoint whose files are whole.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    folder: PathBuf,
+    pub folder: PathBuf,
     pub progress: Progress,
     /// What its result depends on.
     pub run: Map<String, Value>,

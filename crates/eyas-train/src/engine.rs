@@ -7,7 +7,7 @@ use eyas_model::{ActiveAdapter, DeviceBatch, LoraLayout, MemoryPlan, Model, Work
 
 use crate::Result;
 use crate::loss_scale::LossScale;
-use crate::optimizer::Optimizer;
+use crate::optimizer::{Optimizer, OptimizerState};
 use crate::recipe::Training;
 
 /// The memory of a run on its device, and the steps over it.
@@ -22,6 +22,17 @@ pub struct Engine<'a, B: Backend> {
     batch: DeviceBatch<B>,
     loss: B::Tensor,
     /// Where activations are in half precision.
+    pub loss_scale: Option<LossScale>,
+}
+
+/// What a run goes on from, in host memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    /// The adapter.
+    pub params: Vec<f32>,
+    /// The optimiser's moments; `None` before the first step, when they are zero.
+    pub optimizer: Option<OptimizerState>,
+    /// Where activations are in half precision; `None` for the scale to begin with.
     pub loss_scale: Option<LossScale>,
 }
 
@@ -80,6 +91,40 @@ impl<'a, B: Backend> Engine<'a, B> {
             batch,
             loss: backend.zeros(Dtype::F32, 1, 1)?,
             loss_scale: (backend.compute_dtype() == Dtype::F16).then(LossScale::default),
+        })
+    }
+
+    /// As [`Engine::new`], going on from a state.
+    ///
+    /// # Errors
+    /// When the device has no room, or the moments are not of the format or the number that the plan says.
+    pub fn resumed(
+        backend: &'a B,
+        model: &'a Model<B>,
+        layout: LoraLayout,
+        state: &State,
+        moments: MomentStorage,
+        plan: MemoryPlan,
+    ) -> Result<Self> {
+        let mut engine = Self::new(backend, model, layout, &state.params, moments, plan)?;
+        if let Some(optimizer) = &state.optimizer {
+            engine.optimizer.restore(backend, optimizer)?;
+        }
+        if engine.loss_scale.is_some() {
+            engine.loss_scale = state.loss_scale.or(engine.loss_scale);
+        }
+        Ok(engine)
+    }
+
+    /// Reads back what the run can go on from, bit for bit: the state after the last step that was taken.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn state(&self) -> Result<State> {
+        Ok(State {
+            params: self.optimizer.download_params(self.backend)?,
+            optimizer: Some(self.optimizer.state(self.backend)?),
+            loss_scale: self.loss_scale,
         })
     }
 
@@ -173,7 +218,7 @@ impl<'a, B: Backend> Engine<'a, B> {
             let adapter = ActiveAdapter { layout, params: &optimizer.params, dropout: None };
             backend.clear(loss)?;
             batch.load(backend, flat)?;
-            model.forward(backend, batch, Some(adapter), workspace)?;
+            model.forward_only(backend, batch, Some(adapter), workspace)?;
             model.loss(backend, batch, workspace, loss, None)?;
             sum += f64::from(self.read_loss()?);
             done(index + 1);

@@ -114,13 +114,17 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the device had no room.
-    pub fn is_out_of_memory(&self) -> bool {
-        use eyas_backend::Error::OutOfMemory;
-        matches!(
-            self,
-            Self::Backend(OutOfMemory { .. }) | Self::Model(eyas_model::Error::Backend(OutOfMemory { .. }))
-        )
+    /// How many bytes the device lacked at least, where it had no room; `None` for every other error.
+    pub fn missing_memory(&self) -> Option<u64> {
+        match self {
+            Self::Backend(error) | Self::Model(eyas_model::Error::Backend(error)) => match error {
+                eyas_backend::Error::OutOfMemory { requested, available, .. } => {
+                    Some(requested.saturating_sub(*available).max(1))
+                }
+                _ => None,
+            },
+            _ => None,
+        }
     }
 }
 

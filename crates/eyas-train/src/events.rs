@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use eyas_model::LoraAdapter;
 
 use crate::plan::TrainingPlan;
+use crate::recipe::Reporter;
 use crate::state::LogEntry;
 
 /// Something that happened in a run.
@@ -15,6 +16,13 @@ pub enum Event<'a> {
     Started(&'a Summary),
     /// Something that the user should know. The run goes on.
     Warning(&'a str),
+    /// Metrics are being written for a program that shows them.
+    Reporting {
+        /// The program.
+        reporter: Reporter,
+        /// What to point it at.
+        folder: &'a Path,
+    },
     /// A micro-batch of the current step is through.
     MicroBatch {
         /// Micro-batches of the step that are through.

@@ -95,7 +95,7 @@ impl<B: Backend> Optimizer<B> {
     /// times the loss.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When the device fails. Where it had no room, nothing has changed.
     pub fn step(
         &mut self,
         backend: &B,
@@ -103,18 +103,19 @@ impl<B: Backend> Optimizer<B> {
         learning_rate: f64,
         loss_scale: f32,
     ) -> Result<()> {
-        self.step += 1;
+        let step = self.step + 1;
         let spec = AdamW {
             lr: learning_rate as f32,
             beta1: training.adam_beta1 as f32,
             beta2: training.adam_beta2 as f32,
             eps: training.adam_epsilon as f32,
             weight_decay: training.weight_decay as f32,
-            step: self.step,
+            step,
             max_grad_norm: (training.max_grad_norm > 0.0).then_some(training.max_grad_norm as f32),
             loss_scale,
         };
         backend.adamw(spec, &self.grads, &self.norm, &mut self.params, &mut self.moments)?;
+        self.step = step;
         Ok(())
     }
 }

@@ -29,6 +29,8 @@ pub struct Shape<'a> {
     pub weights: &'a Footprint,
     /// The type of activations.
     pub dtype: Dtype,
+    /// Rows a micro-batch is made of; there may be fewer of them.
+    pub batch: usize,
     /// Tokens of the largest micro-batch.
     pub max_tokens: usize,
     /// Rows of the micro-batch that has the most.
@@ -77,7 +79,8 @@ impl TrainingPlan {
             GradientCheckpointing::Never => (blocks, blocks),
         };
         let fits = |plan: &Self| budget.is_none_or(|budget| plan.total() <= budget);
-        let rows = logit_rows.unwrap_or(B::LOGIT_ROWS.min(shape.max_targets.max(1))).max(1);
+        // With more rows than targets there is one chunk all the same.
+        let rows = logit_rows.unwrap_or(B::LOGIT_ROWS).min(shape.max_targets).max(1);
         if B::OFFLOADS && shape.moments.paged {
             let resident = Shape { moments: MomentStorage { paged: false, ..shape.moments }, ..*shape };
             let plan = Self::with::<B>(&resident, most, 0, rows, budget);
@@ -101,7 +104,7 @@ impl TrainingPlan {
                 return Ok(plan);
             }
             if rows <= FEWEST_LOGIT_ROWS || logit_rows.is_some() {
-                return Err(plan.too_large(least > 0, shape.max_sequences));
+                return Err(plan.too_large(least > 0, shape.batch));
             }
             rows = (rows / 2).max(FEWEST_LOGIT_ROWS);
         }
@@ -162,10 +165,10 @@ impl TrainingPlan {
         Self { memory, parts, moments: shape.moments, host, budget }
     }
 
-    fn too_large(&self, nothing_recomputed: bool, sequences: usize) -> Error {
+    fn too_large(&self, nothing_recomputed: bool, batch: usize) -> Error {
         let advice = if nothing_recomputed {
             "set gradient_checkpointing = \"auto\", so that blocks are computed twice"
-        } else if sequences > 1 {
+        } else if batch > 1 {
             "halve per_device_train_batch_size and double gradient_accumulation_steps, which gives the same step"
         } else {
             "lower max_length, or take a smaller model or rank"

@@ -6,9 +6,12 @@ use std::path::{Path, PathBuf};
 use eyas_backend::{Backend, FlatBatch};
 use eyas_data::{Example, Sampler, eval_batches};
 use eyas_model::Model;
+use serde_json::{Map, Value};
 
-use crate::checkpoint;
+use crate::checkpoint::{self, Opened};
 use crate::recipe::{Recipe, ResumeFrom, Training};
+use crate::resume::same_share;
+use crate::room::Share;
 use crate::{Error, Result};
 
 /// Checks that the device computes in the type that the recipe asks for.
@@ -98,6 +101,23 @@ pub(crate) fn within(eval: &[Example], batch: usize, max_tokens: usize) -> Resul
     });
     let batch = fitting.count().max(1);
     Ok(eval_batches(eval, batch)?)
+}
+
+/// The micro-batches that a run goes on with: those that it was stopped with, unless the recipe has others by now.
+pub(crate) fn share(opened: &Opened, run: &Map<String, Value>, training: &Training) -> Result<Share> {
+    let asked = Share::of(training);
+    match opened.progress.micro_batch_rows {
+        Some(rows) if same_share(&opened.run, run) => {
+            asked.with_batch(rows).ok_or_else(|| Error::Checkpoint {
+                path: opened.folder.clone(),
+                reason: format!(
+                    "its micro-batches of {rows} rows do not make up the {} of the run",
+                    asked.batch
+                ),
+            })
+        }
+        _ => Ok(asked),
+    }
 }
 
 /// Where the run starts, if not at the beginning.

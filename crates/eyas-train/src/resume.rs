@@ -13,7 +13,7 @@ use crate::recipe::Recipe;
 use crate::{Error, Result};
 
 /// Where things are, how they are shown, and how much memory they take: none of it changes the result.
-const WITHOUT_EFFECT: [&str; 15] = [
+const WITHOUT_EFFECT: [&str; 19] = [
     "output_dir",
     "overwrite_output_dir",
     "resume_from_checkpoint",
@@ -27,7 +27,11 @@ const WITHOUT_EFFECT: [&str; 15] = [
     "memory_budget",
     "push_to_hub",
     "hub_model_id",
+    "hub_private_repo",
     "report_to",
+    "logging_dir",
+    "run_name",
+    "wandb_project",
     "warmup_ratio",
 ];
 /// Their effect is on the schedule, through the numbers of steps.
@@ -113,6 +117,19 @@ fn hex(digest: Sha256) -> String {
     digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The keys that share a step's rows out among micro-batches.
+const OF_SHARE: [&str; 2] = ["per_device_train_batch_size", "gradient_accumulation_steps"];
+
+/// Whether two runs share a step's rows out alike.
+pub(crate) fn same_share(a: &Map<String, Value>, b: &Map<String, Value>) -> bool {
+    OF_SHARE.iter().all(|key| a.get(*key) == b.get(*key))
+}
+
+/// Rows a step.
+fn rows_per_step(run: &Map<String, Value>) -> Option<u64> {
+    OF_SHARE.iter().try_fold(1_u64, |rows, key| rows.checked_mul(run.get(*key)?.as_u64()?))
+}
+
 /// Checks that a checkpoint belongs to a run. What may differ comes back as warnings.
 pub(crate) fn compare(
     folder: &Path,
@@ -121,6 +138,7 @@ pub(crate) fn compare(
 ) -> Result<Vec<String>> {
     let mut differences = Vec::new();
     let mut warnings = Vec::new();
+    let same_rows = rows_per_step(saved).is_some() && rows_per_step(saved) == rows_per_step(now);
     let mut names: Vec<&String> = now.keys().collect();
     names.extend(saved.keys().filter(|name| !now.contains_key(*name)));
     for name in names {
@@ -135,6 +153,11 @@ pub(crate) fn compare(
                 "{name} was {before} and is now {after}: the learning rate follows the new schedule from here on, so \
                  the result is not that of one run of these steps"
             )),
+            "per_device_train_batch_size" if same_rows => warnings.push(format!(
+                "{name} was {before} and is now {after}, with as many rows a step: from here on sums are taken in \
+                 another order, and dropout draws other masks where there is any"
+            )),
+            "gradient_accumulation_steps" if same_rows => {}
             "device" => warnings.push(format!(
                 "the run began on {before} and goes on on {after}: the result may differ in its last bits"
             )),

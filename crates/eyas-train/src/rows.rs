@@ -1,7 +1,7 @@
 //! From a recipe to the rows of a run: read, cleaned, split by question, encoded.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use eyas_data::dataset::{DatasetOptions, Row};
 use eyas_data::split::{Split, split};
@@ -14,6 +14,15 @@ use crate::{Error, Result};
 
 /// The value of `dataset` that stands for the conversations inside the program.
 pub const BUILTIN: &str = "builtin";
+
+/// The files that a recipe's names of rows stand for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RowFiles {
+    /// Those of `dataset`, in order; not looked at where it is built in.
+    pub dataset: Vec<PathBuf>,
+    /// Those of `eval_dataset`, if it is set.
+    pub eval_dataset: Vec<PathBuf>,
+}
 
 /// The rows of a run.
 #[derive(Clone, Debug)]
@@ -39,12 +48,28 @@ impl Rows {
     /// When a file cannot be read, a row is unusable, or none is left.
     pub fn load(recipe: &Recipe, tokenizer: &Tokenizer, template: Option<ChatTemplate>) -> Result<Self> {
         let data = &recipe.data;
+        for (key, name) in [("dataset", &data.dataset), ("eval_dataset", &data.eval_dataset)] {
+            check_file(recipe, key, name.as_ref())?;
+        }
+        let files = |name: &Option<String>| name.iter().map(PathBuf::from).collect();
+        let files = RowFiles { dataset: files(&data.dataset), eval_dataset: files(&data.eval_dataset) };
+        Self::load_files(recipe, &files, tokenizer, template)
+    }
+
+    /// The same where the recipe's names stand for other files, such as those of a data set on the hub.
+    ///
+    /// # Errors
+    /// As [`Rows::load`].
+    pub fn load_files(
+        recipe: &Recipe,
+        files: &RowFiles,
+        tokenizer: &Tokenizer,
+        template: Option<ChatTemplate>,
+    ) -> Result<Self> {
+        let data = &recipe.data;
         let Some(dataset) = &data.dataset else {
             return Err(recipe.wrong("dataset", "is not set; name a file of rows, or \"builtin\""));
         };
-        for (key, name) in [("dataset", Some(dataset)), ("eval_dataset", data.eval_dataset.as_ref())] {
-            check_file(recipe, key, name)?;
-        }
         let options = LoadOptions {
             dataset: DatasetOptions {
                 dataset_text_field: data.dataset_text_field.clone(),
@@ -53,10 +78,10 @@ impl Rows {
             anonymise: data.anonymise,
             ..LoadOptions::default()
         };
-        let (rows, mut train_report) = load(dataset, &options)?;
+        let (rows, mut train_report) = load(dataset, &files.dataset, &options)?;
         let (train, eval, mut eval_report, divided) = match &data.eval_dataset {
-            Some(path) => {
-                let (eval, report) = load(path, &options)?;
+            Some(name) => {
+                let (eval, report) = load(name, &files.eval_dataset, &options)?;
                 (rows, eval, report, None)
             }
             None => {
@@ -105,11 +130,11 @@ fn check_file(recipe: &Recipe, key: &str, name: Option<&String>) -> Result<()> {
     Err(recipe.wrong(key, format!("is \"{name}\", which {reason}")))
 }
 
-fn load(dataset: &str, options: &LoadOptions) -> Result<(Vec<Row>, Report)> {
+fn load(dataset: &str, files: &[PathBuf], options: &LoadOptions) -> Result<(Vec<Row>, Report)> {
     Ok(if dataset == BUILTIN {
         eyas_data::builtin::rows(options)?
     } else {
-        eyas_data::load(Path::new(dataset), options)?
+        eyas_data::load_all(files, options)?
     })
 }
 

@@ -192,6 +192,21 @@ fn the_checkpoint_of_another_run_is_refused_with_what_differs() {
     assert_eq!(find_last(folder.path()).unwrap().newest, Some(folder.path().join("checkpoint-6")));
 }
 
+#[test]
+fn a_checkpoint_goes_on_with_the_same_rows_a_step_shared_out_otherwise() {
+    let backend = backend();
+    let model = load(&backend, "llama2", None);
+    let (_folder, recipe) = stopped(&model);
+    let mut other = recipe.clone();
+    other.training.per_device_train_batch_size = 1;
+    let message = run(&model, &backend, &other).unwrap_err().to_string();
+    assert!(message.contains("per_device_train_batch_size was 2 and is now 1"), "{message}");
+    other.training.gradient_accumulation_steps = 4;
+    let (outcome, told) = run(&model, &backend, &other).unwrap();
+    assert_eq!((outcome.global_step, told.losses.len()), (9, 3));
+    assert!(told.warnings[0].contains("was 2 and is now 1, with as many rows a step"), "{told:?}");
+}
+
 /// A value read back and quantised again need not keep its byte, so the bytes themselves are saved.
 #[test]
 fn moments_of_8_bits_are_saved_as_they_are() {

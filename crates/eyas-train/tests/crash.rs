@@ -9,56 +9,69 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use common::card::{Card, Fault};
 use common::*;
 use eyas_model::LoraAdapter;
 use eyas_train::checkpoint::find_last;
 use eyas_train::recipe::ResumeFrom;
-use eyas_train::{Event, Job, Trainer};
+use eyas_train::{Event, Recipe};
 
 /// Where the child writes; without it there is nothing to do.
 const FOLDER: &str = "EYAS_TEST_OUTPUT";
+
+/// Bytes that the child is left with in its fourth step; without it nobody takes any.
+const LEFT: &str = "EYAS_TEST_LEFT";
+/// Bytes of the child's card.
+const SIZE: u64 = 1 << 40;
+
+fn settings(folder: &Path) -> Recipe {
+    let mut recipe = recipe(folder);
+    recipe.training.save_steps = 1;
+    recipe.training.save_total_limit = Some(2);
+    recipe.training.resume_from_checkpoint = ResumeFrom::Last;
+    recipe
+}
 
 /// The run of the tests below, in a process of its own. It prints a line an event.
 #[test]
 #[ignore = "started by the other tests"]
 fn child() {
     let Some(folder) = std::env::var_os(FOLDER) else { panic!("{FOLDER} is not set") };
-    let backend = backend();
-    let model = load(&backend, "llama2", Some(Default::default()));
-    let mut recipe = recipe(Path::new(&folder));
-    recipe.training.save_steps = 1;
-    recipe.training.save_total_limit = Some(2);
-    recipe.training.resume_from_checkpoint = ResumeFrom::Last;
-    let (train, eval) = (rows(19), &rows(24)[19..]);
-    let job = Job {
-        backend: &backend,
-        model: &model,
-        recipe: &recipe,
-        train: &train,
-        eval,
-        extra_files: Vec::new(),
+    let left: Option<u64> = std::env::var(LEFT).ok().map(|left| left.parse().unwrap());
+    let card = Card::new(SIZE);
+    let model = load(&card, "llama2", Some(Default::default()));
+    let take = || {
+        if let Some(left) = left {
+            card.break_at(Fault { op: "project_backward", after: 3, taken: Some(SIZE - left) });
+        }
     };
     let mut out = std::io::stdout();
     let mut tell = |event: &Event<'_>| {
         let name = match event {
+            Event::Started(summary) if summary.global_step == 3 => return take(),
             Event::MicroBatch { .. } => "micro-batch",
-            Event::Step(_) => "step",
+            Event::Step(report) => {
+                if report.global_step == 3 {
+                    take();
+                }
+                "step"
+            }
             Event::Saved { .. } => "saved",
             _ => return,
         };
         writeln!(out, "event {name}").unwrap();
         out.flush().unwrap();
     };
-    if let Err(error) =
-        Trainer::new(job).and_then(|mut trainer| trainer.run(&mut tell, &AtomicBool::new(false)))
-    {
+    let recipe = settings(Path::new(&folder));
+    let (outcome, _) = run_watched(&model, &card, &recipe, &rows(19), &AtomicBool::new(false), &mut tell);
+    if let Err(error) = outcome {
         eprintln!("error: {error}");
         std::process::exit(7);
     }
 }
 
 /// The child; `limit` is the size in blocks of 512 bytes at which its files are full.
-fn start(folder: &Path, limit: Option<u64>) -> Child {
+fn start(folder: &Path, limit: Option<u64>, left: Option<u64>) -> Child {
     let exe = std::env::current_exe().unwrap();
     // With the signal ignored, a write past the limit fails like one on a full disk.
     let limit = limit.map_or(String::new(), |blocks| format!("trap '' XFSZ; ulimit -f {blocks}; "));
@@ -67,6 +80,7 @@ fn start(folder: &Path, limit: Option<u64>) -> Child {
         .arg(format!("{limit}exec \"$0\" --exact child --ignored --nocapture --test-threads 1"))
         .arg(exe)
         .env(FOLDER, folder)
+        .envs(left.map(|left| (LEFT, left.to_string())))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -79,10 +93,10 @@ fn params(folder: &Path) -> Vec<u32> {
     adapter.params.iter().map(|value| value.to_bits()).collect()
 }
 
-#[test]
-fn a_run_killed_anywhere_ends_in_the_same_bits() {
+/// Kills runs at any moment until one ends: its bits are those of a run that nobody killed.
+fn kill_anywhere(left: Option<u64>) {
     let whole = tempfile::tempdir().unwrap();
-    assert!(start(whole.path(), None).wait_with_output().unwrap().status.success());
+    assert!(start(whole.path(), None, left).wait_with_output().unwrap().status.success());
     let expected = params(whole.path());
 
     let folder = tempfile::tempdir().unwrap();
@@ -95,7 +109,7 @@ fn a_run_killed_anywhere_ends_in_the_same_bits() {
     };
     let mut kills = 0;
     loop {
-        let mut child = start(folder.path(), None);
+        let mut child = start(folder.path(), None, left);
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         // After a few events, and a little later: within a micro-batch, or while a checkpoint is written.
         let events = 2 + next(9);
@@ -116,6 +130,23 @@ fn a_run_killed_anywhere_ends_in_the_same_bits() {
     }
     assert!(kills >= 3, "{kills} kills");
     assert_eq!(params(folder.path()), expected);
+    let state = std::fs::read_to_string(folder.path().join("trainer_state.json")).unwrap();
+    let batch = if left.is_some() { 1 } else { 2 };
+    assert!(state.contains(&format!("\"train_batch_size\": {batch},")), "{state}");
+}
+
+#[test]
+fn a_run_killed_anywhere_ends_in_the_same_bits() {
+    kill_anywhere(None);
+}
+
+#[test]
+fn so_does_one_whose_memory_was_taken_before() {
+    let card = Card::new(SIZE);
+    let model = load(&card, "llama2", Some(Default::default()));
+    let folder = tempfile::tempdir().unwrap();
+    let least = plans(&model, &card, &settings(folder.path())).last().unwrap().total();
+    kill_anywhere(Some(least - 1));
 }
 
 #[test]
@@ -125,12 +156,10 @@ fn a_full_disk_leaves_the_last_checkpoint_whole() {
     // Each limit stops the writing at another file: 35 kB of adapter, 70 kB of moments.
     for blocks in [1, 40, 100] {
         let folder = tempfile::tempdir().unwrap();
-        let mut recipe = recipe(folder.path());
-        recipe.training.save_steps = 1;
-        recipe.training.save_total_limit = Some(2);
+        let recipe = settings(folder.path());
         run_rows(&model, &backend, &recipe, &rows(19), Some(3)).unwrap();
 
-        let output = start(folder.path(), Some(blocks)).wait_with_output().unwrap();
+        let output = start(folder.path(), Some(blocks), None).wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(7));
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
         for part in ["error: step 4: the checkpoint could not be written", "File too large", "checkpoint-3"] {

@@ -45,15 +45,6 @@ struct Spread {
     weight: f64,
 }
 
-/// A base as bitsandbytes quantised it, bit for bit.
-fn quantised(name: &str) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for (from, to) in [("config.json", "config.json"), ("model.nf4.safetensors", "model.safetensors")] {
-        std::fs::copy(fixture(name).join(from), folder.path().join(to)).unwrap();
-    }
-    folder
-}
-
 fn check(name: &str, nf4: bool) {
     let text = std::fs::read_to_string(fixture(name).join("golden.json")).unwrap();
     let Golden { train } = serde_json::from_str(&text).unwrap();

@@ -195,6 +195,7 @@ fn every_budget_gets_the_plan_that_computes_least_twice() {
         layout: &layout,
         weights: model.footprint(),
         dtype: Dtype::Bf16,
+        batch: 8,
         max_tokens: 4096,
         max_sequences: 8,
         max_targets: 4096,

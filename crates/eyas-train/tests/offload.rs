@@ -3,13 +3,41 @@
 mod common;
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
+use common::card::Card;
 use common::*;
 use eyas_backend::FlatBatch;
 use eyas_model::{LoraLayout, MemoryPlan, Retain};
-use eyas_train::Engine;
 use eyas_train::engine::Update;
-use eyas_train::recipe::Training;
+use eyas_train::recipe::{MemoryBudget, Training};
+use eyas_train::{Engine, Event};
+
+/// No backward follows an evaluation, so nothing has to be kept for one.
+#[test]
+fn an_evaluation_moves_nothing_to_host_memory() {
+    let card = Card::new(1 << 40);
+    let model = random_model(&card, 4);
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = recipe(folder.path());
+    settings.training.eval_steps = 1;
+    let plan = plans(&model, &card, &settings).into_iter().find(|plan| plan.memory.on_host() == 3).unwrap();
+    settings.training.memory_budget = MemoryBudget::Bytes(plan.total());
+    let moved = || ["offload", "fetch"].map(|op| card.calls(op));
+    let (mut before, mut evaluations) = (moved(), 0);
+    let (stop, train) = (AtomicBool::new(false), rows(19));
+    let (outcome, _) = run_watched(&model, &card, &settings, &train, &stop, &mut |event| match event {
+        Event::Step(_) => before = moved(),
+        Event::Evaluated(_) => {
+            assert_eq!(moved(), before);
+            evaluations += 1;
+        }
+        _ => {}
+    });
+    outcome.unwrap();
+    assert_eq!(evaluations, 10);
+    assert!(before.iter().all(|calls| *calls > 0), "{before:?}");
+}
 
 #[test]
 fn inputs_in_host_memory_change_no_bit() {

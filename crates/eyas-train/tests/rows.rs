@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use eyas_data::{PromptFormat, Tokenizer};
-use eyas_train::{Recipe, Rows};
+use eyas_train::{Recipe, RowFiles, Rows};
 
 /// A tokenizer of single characters, with `</s>` (id 0) at the end.
 fn tokenizer(folder: &Path) -> Tokenizer {
@@ -68,6 +68,19 @@ fn a_second_file_may_be_held_out_instead() {
     let rows = Rows::load(&recipe, &tokenizer, None).unwrap();
     assert_eq!((rows.train.len(), rows.eval.len()), (20, 1));
     assert!(rows.split.is_none());
+}
+
+#[test]
+fn rows_may_lie_in_several_files_under_another_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = tokenizer(folder.path());
+    let mut recipe = recipe(Path::new("owner/rows"));
+    recipe.data.eval_share = 0.0;
+    let second = folder.path().join("second.jsonl");
+    std::fs::write(&second, "{\"text\": \"another\"}\n{\"text\": \"another\"}\n").unwrap();
+    let files = RowFiles { dataset: vec![texts(folder.path()), second], ..RowFiles::default() };
+    let rows = Rows::load_files(&recipe, &files, &tokenizer, None).unwrap();
+    assert_eq!((rows.train.len(), rows.train_report.read, rows.train_report.duplicates), (22, 22, 1));
 }
 
 #[test]

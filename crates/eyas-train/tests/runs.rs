@@ -223,7 +223,7 @@ fn many_passes_over_the_same_rows_are_warned_of() {
             extra_files: Vec::new(),
         };
         let mut warnings = Vec::new();
-        let mut trainer = eyas_train::Trainer::new(job).unwrap();
+        let trainer = eyas_train::Trainer::new(job).unwrap();
         let mut note = |event: &eyas_train::Event<'_>| {
             if let eyas_train::Event::Warning(warning) = event {
                 warnings.push((*warning).to_owned());

@@ -39,8 +39,12 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Talk to a model in the terminal
     Chat(ChatArgs),
+    /// Add an adapter to its base's weights and write a model that transformers and vLLM load
+    Merge(MergeArgs),
     /// Serve a model and its adapters: a chat page for people, an API for programs
     Serve(ServeArgs),
+    /// Push an adapter to the hub, with its recipe, its tokenizer and a model card; never rows
+    Push(PushArgs),
     /// Print every key of a recipe with its default and meaning
     Recipe,
     /// Say what memory a run takes, and which blocks are computed twice, without a card or weights
@@ -52,13 +56,37 @@ pub enum Command {
     Bench(BenchCommand),
 }
 
+/// Options of `push`.
+#[derive(Debug, Args)]
+pub struct PushArgs {
+    /// The folder that a run wrote, or one of its checkpoints
+    pub output: PathBuf,
+    /// The repository: owner/name, or a name below your account
+    pub name: String,
+    /// Nobody else may see it; a repository that is there and public is refused
+    #[arg(long)]
+    pub private: bool,
+    /// The branch, made where it is not there [default: main]
+    #[arg(long)]
+    pub revision: Option<String>,
+    /// The commit's message
+    #[arg(long)]
+    pub message: Option<String>,
+    /// What the base model is on the hub, where it was a folder of this machine
+    #[arg(long, value_name = "OWNER/NAME[@REVISION]")]
+    pub base_model: Option<String>,
+    /// List what would go, and show the model card; the network is not used
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
 /// Options of `estimate`.
 #[derive(Debug, Args)]
 pub struct EstimateArgs {
     /// The recipe: a TOML file, or the name of a built-in one
     #[arg(default_value = "mental-health")]
     pub recipe: String,
-    /// The model's folder or GGUF file
+    /// The model: a folder, a GGUF file, or a name on the hub
     #[arg(long, conflicts_with = "shape")]
     pub model: Option<String>,
     /// Instead of a model, a published shape, such as falcon-7b or llama-3-8b [default: falcon-7b]
@@ -122,7 +150,7 @@ pub struct BenchTrainArgs {
 /// Options of `demo`.
 #[derive(Debug, Args)]
 pub struct DemoArgs {
-    /// Another model: a folder, a GGUF file, or a name in the Hugging Face cache
+    /// Another model: a folder, a GGUF file, or a name on the hub
     #[arg(long)]
     pub model: Option<String>,
     /// Where the adapter and its checkpoints go
@@ -138,10 +166,11 @@ pub struct DemoArgs {
 pub struct TrainArgs {
     /// The recipe: a TOML file, or the name of a built-in one (mental-health, mental-health-t4, demo)
     pub recipe: String,
-    /// The model: a folder, a GGUF file, or a name in the Hugging Face cache (key model_name_or_path)
+    /// The model: a folder, a GGUF file, or a name on the hub, `owner/name[/file][@revision]` (key
+    /// model_name_or_path)
     #[arg(long)]
     pub model: Option<String>,
-    /// The rows: JSONL, JSON, Parquet or CSV, or `builtin` (key dataset)
+    /// The rows: JSONL, JSON, Parquet or CSV, a name on the hub, or `builtin` (key dataset)
     #[arg(long)]
     pub dataset: Option<String>,
     /// Where the adapter and its checkpoints go (key output_dir)
@@ -158,13 +187,12 @@ pub struct TrainArgs {
 /// Which model, and how it answers.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// The base model: a folder, a GGUF file, or a name in the Hugging Face cache; by default the one that the
-    /// adapter was trained on
+    /// The base model: a folder, a GGUF file, or a name on the hub; by default the one that the adapter was trained on
     #[arg(long)]
     pub model: Option<String>,
-    /// The adapter's folder [default: runs/demo, where it exists]
+    /// The adapter's folder, or its name on the hub, `owner/name[@revision]` [default: runs/demo, where it exists]
     #[arg(long)]
-    pub adapter: Option<PathBuf>,
+    pub adapter: Option<String>,
     /// How a question becomes a prompt
     #[arg(long, value_enum, default_value_t)]
     pub prompt: PromptArg,
@@ -199,7 +227,7 @@ pub struct CompareArgs {
     /// A question; may be repeated [default: the recipe's three]
     #[arg(long = "question", short = 'q')]
     pub questions: Vec<String>,
-    /// Rows to compare the loss on
+    /// Rows to compare the loss on: a file, or a name on the hub
     #[arg(long)]
     pub dataset: Option<String>,
     /// Print the answers one after the other between lines of dashes, untouched, as the published notebook does
@@ -238,6 +266,47 @@ pub struct ChatArgs {
     pub system: Option<String>,
 }
 
+/// Options of `merge`.
+#[derive(Debug, Args)]
+pub struct MergeArgs {
+    /// The base model: a folder, a GGUF file, or a name in the Hugging Face cache; by default the one that the adapter
+    /// was trained on
+    #[arg(long)]
+    pub model: Option<String>,
+    /// The adapter's folder
+    #[arg(long, value_name = "FOLDER")]
+    pub adapter: PathBuf,
+    /// The folder to write, new or empty
+    #[arg(long, value_name = "FOLDER")]
+    pub output: PathBuf,
+    /// Type of the weights that are written [default: the base's own, bf16 where that is a block type]
+    #[arg(long, value_enum)]
+    pub dtype: Option<WeightType>,
+    /// The most bytes of a weight file
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = crate::device::memory)]
+    pub max_shard_size: u64,
+    /// Merge into the weights as 4-bit quantisation left them, not into the original ones.
+    ///
+    /// The adapter was trained on the quantised weights, so this is the nearer to the trained function: it gives the
+    /// answers of base and adapter together, but for rounding to the type that is written (with --dtype f32 to the
+    /// last bits). Nearer is not better: the original weights, which PEFT's merge_and_unload takes too, are rid of the
+    /// quantisation error. The adapter never saw them, so measure before you rely on it; mostly they predict better.
+    /// The quantisation is that of the recipe beside the adapter, else NF4 with double quantisation.
+    #[arg(long, alias = "from-quantized")]
+    pub from_quantised: bool,
+}
+
+/// A type that weights are written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WeightType {
+    /// bfloat16
+    Bf16,
+    /// IEEE half precision
+    F16,
+    /// 32 bits
+    F32,
+}
+
 /// How far the safety layer reaches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum CareArg {
@@ -253,11 +322,12 @@ pub enum CareArg {
 /// Options of `serve`.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// The base model: a folder, a GGUF file, or a name in the Hugging Face cache; by default the one that the first
-    /// adapter was trained on
+    /// The base model: a folder, a GGUF file, or a name on the hub; by default the one that the first adapter was trained
+    /// on
     #[arg(long)]
     pub model: Option<String>,
-    /// An adapter's folder, and the name that requests call it by; may be repeated [default: runs/demo, where it exists]
+    /// An adapter's folder or name on the hub, and the name that requests call it by; may be repeated [default: runs/demo,
+    /// where it exists]
     #[arg(long = "adapter", value_name = "[NAME=]FOLDER")]
     pub adapters: Vec<String>,
     /// What requests call the base model [default: the last part of its name]

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 use eyas_backend::{Backend, CpuBackend, CpuOptions, Dtype, MatmulKernel};
-use eyas_cuda::{CudaBackend, CudaOptions};
+use eyas_cuda::{CudaBackend, CudaOptions, CudaReport};
 use eyas_train::Recipe;
 use eyas_train::recipe::MemoryBudget;
 
@@ -66,7 +66,7 @@ impl Choice {
     /// # Errors
     /// When the device is not there or lacks something, with what to do; and those of the work.
     pub fn run<W: Work>(self, recipe: &Recipe, work: W) -> Result<W::Output> {
-        match self.card()? {
+        match self.card() {
             Some(device) => {
                 let options = CudaOptions {
                     device,
@@ -94,15 +94,25 @@ impl Choice {
         }
     }
 
-    /// The card to use; `None` for the processor. A card that is there but lacks a library is an error, not a reason
-    /// to compute for days on the processor.
-    pub fn card(self) -> Result<Option<usize>> {
-        match self.device {
-            DeviceArg::Cpu => Ok(None),
-            DeviceArg::Cuda(number) => Ok(Some(number)),
-            DeviceArg::Auto => {
-                Ok(eyas_cuda::probe().devices.is_ok_and(|devices| !devices.is_empty()).then_some(0))
+    /// The same with `auto` decided by what was found. A card that is there but lacks a library is chosen, and an error
+    /// later, not a reason to compute for days on the processor.
+    pub fn decided(self, found: &CudaReport) -> Self {
+        let device = match self.device {
+            DeviceArg::Auto if found.devices.as_ref().is_ok_and(|cards| !cards.is_empty()) => {
+                DeviceArg::Cuda(0)
             }
+            DeviceArg::Auto => DeviceArg::Cpu,
+            named => named,
+        };
+        Self { device, ..self }
+    }
+
+    /// The card to use; `None` for the processor.
+    fn card(self) -> Option<usize> {
+        match self.device {
+            DeviceArg::Cpu => None,
+            DeviceArg::Cuda(number) => Some(number),
+            DeviceArg::Auto => self.decided(&eyas_cuda::probe()).card(),
         }
     }
 }

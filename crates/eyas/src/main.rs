@@ -1,12 +1,15 @@
 //! Fine-tune, compare and chat with large language models: the command line. It parses, calls and prints; what it
 //! calls is in the libraries.
 
+mod card;
 mod cli;
 mod commands;
 mod device;
 mod interrupt;
 mod progress;
+mod rows;
 mod session;
+mod transfer;
 
 use std::num::NonZero;
 use std::process::ExitCode;
@@ -44,7 +47,9 @@ fn run(device: Choice, command: Command) -> Result<ExitCode> {
         Command::Compare(args) => commands::compare::run(device, args),
         Command::Generate(args) => commands::generate::run(device, args),
         Command::Chat(args) => commands::chat::run(device, args),
+        Command::Merge(args) => commands::merge::run(args),
         Command::Serve(args) => commands::serve::run(device, args),
+        Command::Push(args) => commands::push::run(args),
         Command::Recipe => commands::recipe::run(),
         Command::Estimate(args) => commands::estimate::run(device, args),
         Command::Doctor(args) => commands::doctor::run(device, args),

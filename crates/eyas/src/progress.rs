@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use eyas_train::plan::display_bytes;
+use eyas_train::recipe::Reporter;
 use eyas_train::{Event, Observer};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -15,10 +16,7 @@ pub struct LoadBar {
 impl LoadBar {
     /// An empty bar.
     pub fn new(what: &str) -> Self {
-        let bar = hidden_unless_terminal(0);
-        bar.set_style(style("{msg} {wide_bar:.cyan/dim} {bytes}/{total_bytes} {binary_bytes_per_sec}"));
-        bar.set_message(what.to_owned());
-        Self { bar }
+        Self { bar: byte_bar(what) }
     }
 
     /// Moves it.
@@ -31,6 +29,16 @@ impl LoadBar {
     pub fn finish(self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// A bar of bytes with their rate and the time left.
+pub fn byte_bar(what: &str) -> ProgressBar {
+    let bar = hidden_unless_terminal(0);
+    bar.set_style(style(
+        "{msg} {wide_bar:.cyan/dim} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} left",
+    ));
+    bar.set_message(what.to_owned());
+    bar
 }
 
 /// A bar of things counted, for evaluations.
@@ -147,6 +155,13 @@ impl Observer for TrainBar {
                 self.bar.set_style(style("{prefix} {wide_bar:.green/dim} {msg}"));
                 self.place(summary.global_step);
             }
+            Event::Reporting { reporter, folder } => {
+                let command = match reporter {
+                    Reporter::Tensorboard => "tensorboard --logdir",
+                    Reporter::Wandb => "wandb sync",
+                };
+                eprintln!("metrics: {command} {}", folder.display());
+            }
             Event::Warning(text) => self.say(&format!("warning: {text}")),
             Event::MicroBatch { done, of } => {
                 self.micro_batches = (*done, *of);
@@ -176,6 +191,8 @@ impl Observer for TrainBar {
             }
             Event::EvaluationBatch { done, of } => {
                 let bar = self.evaluation.get_or_insert_with(|| count_bar("evaluating", *of as u64));
+                // An evaluation that is repeated in less memory has more batches.
+                bar.set_length(*of as u64);
                 bar.set_position(*done as u64);
             }
             Event::Evaluated(evaluation) => {

@@ -7,13 +7,14 @@ use anyhow::{Context, Result, bail};
 use eyas_backend::Backend;
 use eyas_data::{ChatTemplate, PromptFormat, Tokenizer};
 use eyas_generate::{AdapterId, Engine, EngineOptions, Generator, SamplingParams};
-use eyas_model::{LoadOptions, LoraAdapter, Model, ModelSource};
-use eyas_train::Recipe;
+use eyas_model::{AdapterSettings, LoadOptions, LoraAdapter, Model, ModelSource};
 use eyas_train::plan::display_bytes;
 use eyas_train::recipe::PromptStyle;
+use eyas_train::{ExtraFile, Recipe};
 
 use crate::cli::{ModelArgs, PromptArg};
 use crate::progress::LoadBar;
+use crate::transfer::TransferBar;
 
 /// The recipes inside the program, by name.
 const RECIPES: [(&str, &str); 3] = [
@@ -22,16 +23,31 @@ const RECIPES: [(&str, &str); 3] = [
     ("demo", include_str!("../../../recipes/demo.toml")),
 ];
 
+/// The files of a tokenizer in a Hugging Face folder.
+const TOKENIZER_FILES: [&str; 5] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+];
+
 /// The file beside an adapter that says how it was trained.
 pub const RECIPE_FILE: &str = "recipe.toml";
 
 /// Reads a recipe, a file or one inside the program by its name, and changes keys of it.
 pub fn recipe_with(name: &str, set: &[String]) -> Result<Recipe> {
     let mut recipe = recipe(name)?;
+    change(&mut recipe, set)?;
+    Ok(recipe)
+}
+
+/// Changes keys of a recipe, `key=value` each.
+pub fn change(recipe: &mut Recipe, set: &[String]) -> Result<()> {
     for assignment in set {
         recipe.set(assignment)?;
     }
-    Ok(recipe)
+    Ok(())
 }
 
 /// Reads a recipe: a file, or one inside the program by its name.
@@ -72,7 +88,7 @@ impl Files {
     /// # Errors
     /// When it is nowhere, incomplete, or not understood.
     pub fn open(name: &str) -> Result<Self> {
-        let path = eyas_hub::locate(name, || eprintln!("fetching {name} (93 MB, once)"))?;
+        let path = eyas_hub::locate_model(name, &TransferBar::fetching())?;
         let source = ModelSource::open(&path)?;
         let (tokenizer, template) = match source.checkpoint().gguf_metadata() {
             Some(metadata) => {
@@ -86,6 +102,29 @@ impl Files {
             }
         };
         Ok(Self { name: name.to_owned(), source, tokenizer, template })
+    }
+
+    /// The tokenizer's files, as `transformers` reads them: the model's own, or what its GGUF file says.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn tokenizer_files(&self) -> Result<Vec<ExtraFile>> {
+        if self.source.checkpoint().gguf_metadata().is_some() {
+            let files = self.tokenizer.to_files(self.template.as_ref())?;
+            let extra =
+                |(name, text): (&str, String)| ExtraFile { name: name.into(), contents: text.into_bytes() };
+            return Ok(files.into_iter().map(extra).collect());
+        }
+        let path = self.source.path();
+        let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new(".")) };
+        let names = TOKENIZER_FILES.into_iter().filter(|name| folder.join(name).is_file());
+        names
+            .map(|name| {
+                let path = folder.join(name);
+                let contents = fs::read(&path).with_context(|| path.display().to_string())?;
+                Ok(ExtraFile { name: name.into(), contents })
+            })
+            .collect()
     }
 
     /// Puts the model on a device, quantised as the recipe says, for sequences of up to `positions` tokens.
@@ -132,7 +171,9 @@ impl Settings {
     /// When the adapter's folder is not there, a setting is not understood, or no model is named anywhere.
     pub fn new(args: &ModelArgs) -> Result<Self> {
         const DEMO: &str = "runs/demo";
-        let adapter = match &args.adapter {
+        let named = args.adapter.as_deref();
+        let named = named.map(|name| eyas_hub::locate_adapter(name, &TransferBar::fetching())).transpose()?;
+        let adapter = match named {
             Some(folder) if !folder.join(eyas_model::adapter::CONFIG_FILE).is_file() => {
                 bail!(
                     "{}: there is no {} in it; --adapter takes the folder that a run wrote",
@@ -140,7 +181,7 @@ impl Settings {
                     eyas_model::adapter::CONFIG_FILE
                 )
             }
-            Some(folder) => Some(folder.clone()),
+            Some(folder) => Some(folder),
             None if args.model.is_none() => Some(PathBuf::from(DEMO))
                 .filter(|folder| folder.join(eyas_model::adapter::CONFIG_FILE).is_file()),
             None => None,
@@ -150,9 +191,7 @@ impl Settings {
             Some(file) => Recipe::read(file)?,
             None => builtin("mental-health")?,
         };
-        for assignment in &args.set {
-            recipe.set(assignment)?;
-        }
+        change(&mut recipe, &args.set)?;
         if let Some(tokens) = args.max_new_tokens {
             recipe.generation.max_new_tokens = tokens;
         }
@@ -204,15 +243,13 @@ pub fn sampling(recipe: &Recipe, seed: u64) -> SamplingParams {
 }
 
 /// The base model that an adapter names.
-fn base_model(adapter: &Path) -> Result<String> {
-    let path = adapter.join(eyas_model::adapter::CONFIG_FILE);
-    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let config: serde_json::Value =
-        serde_json::from_str(&text).with_context(|| path.display().to_string())?;
-    match config["base_model_name_or_path"].as_str() {
-        Some(name) if !name.is_empty() => Ok(name.to_owned()),
-        _ => bail!("{} does not name its base model; give it with --model", path.display()),
+pub fn base_model(adapter: &Path) -> Result<String> {
+    let name = AdapterSettings::read(adapter)?.base_model;
+    if name.is_empty() {
+        let path = adapter.join(eyas_model::adapter::CONFIG_FILE);
+        bail!("{} does not name its base model; give it with --model", path.display());
     }
+    Ok(name)
 }
 
 /// An engine over a model, with an adapter if there is one.

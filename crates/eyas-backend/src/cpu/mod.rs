@@ -61,7 +61,7 @@ pub struct CpuBackend {
 }
 
 /// A dense `f32` matrix in host memory.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct CpuTensor {
     pub(crate) data: Vec<f32>,
     rows: usize,

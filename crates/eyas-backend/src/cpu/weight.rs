@@ -20,7 +20,7 @@ const PIECE: usize = 1 << 18;
 const SCALES: usize = 64;
 
 /// A frozen weight, `[out, in]`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct CpuWeight {
     rows: usize,
     cols: usize,
@@ -28,7 +28,7 @@ pub struct CpuWeight {
 }
 
 /// What a weight consists of.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Elements {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
@@ -37,7 +37,7 @@ pub(super) enum Elements {
 }
 
 /// A weight in 4-bit blocks, with what its codes stand for.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct FourBit {
     pub weight: Quantized,
     pub book: Codebook,

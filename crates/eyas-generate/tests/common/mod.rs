@@ -2,58 +2,23 @@
 
 #![allow(dead_code)] // each test uses its part
 
-use std::path::PathBuf;
-
-use eyas_backend::{CpuBackend, CpuOptions, MatmulKernel};
+use eyas_backend::CpuBackend;
 use eyas_generate::{
     AdapterId, Engine, EngineOptions, Event, FinishReason, Request, SamplingParams, SequenceId,
 };
-use eyas_model::{LoadOptions, LoraAdapter, Model, ModelSource};
+use eyas_model::{LoraAdapter, Model};
 use serde_json::Value;
 
-/// Every base that has greedy goldens.
-pub const BASES: [&str; 10] = [
-    "llama2",
-    "llama3",
-    "smollm2",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "falcon-7b",
-    "falcon-40b",
-    "falcon-11b",
-    "falcon-rw",
-];
-
-pub fn fixtures() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../eyas-model/tests/fixtures")
-}
+#[path = "../../../eyas-model/tests/common/golden.rs"]
+mod golden;
+pub use golden::*;
 
 pub fn json(name: &str) -> Value {
-    serde_json::from_str(&std::fs::read_to_string(fixtures().join(name)).unwrap()).unwrap()
-}
-
-/// Products in f32, as the goldens have them.
-pub fn backend() -> CpuBackend {
-    CpuBackend::new(CpuOptions { matmul: Some(MatmulKernel::F32) }).unwrap()
-}
-
-pub fn source(base: &str) -> ModelSource {
-    ModelSource::open(&fixtures().join(base)).unwrap()
-}
-
-pub fn load(backend: &CpuBackend, base: &str) -> Model<CpuBackend> {
-    source(base)
-        .load(
-            backend,
-            LoadOptions { quantize: None, positions: 64, embedding_on_host: false },
-            &mut |_, _| {},
-        )
-        .unwrap()
+    serde_json::from_str(&std::fs::read_to_string(fixture(name)).unwrap()).unwrap()
 }
 
 pub fn adapter(base: &str, model: &Model<CpuBackend>) -> LoraAdapter {
-    LoraAdapter::load(&fixtures().join(base).join("adapter"), model.decoder()).unwrap()
+    LoraAdapter::load(&fixture(base).join("adapter"), model.decoder()).unwrap()
 }
 
 /// An engine with the base's adapter.

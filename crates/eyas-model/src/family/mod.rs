@@ -4,12 +4,14 @@
 mod falcon;
 mod gguf;
 mod llama;
+mod write;
 
 use crate::config::Config;
 use crate::decoder::Decoder;
 use crate::{Error, Result};
 
 pub(crate) use gguf::{RowOrder, gguf_tensor};
+pub(crate) use write::{check_same, to_config};
 
 /// Limits that keep products of sizes far from overflow; every published model is well inside them.
 pub(crate) const MAX_WIDTH: usize = 1 << 20;

@@ -87,7 +87,8 @@ macro_rules! sections {
 sections! {
     /// The base model.
     model: ModelKeys {
-        /// The base model: a folder with `config.json` and its weights, or a GGUF file.
+        /// The base model: a folder with `config.json` and its weights, a GGUF file, or a name on the hub
+        /// (`owner/name[/file][@revision]`).
         model_name_or_path: Option<String> = None,
     }
 
@@ -132,12 +133,13 @@ sections! {
 
     /// The rows to learn from.
     data: Data {
-        /// A JSONL, JSON, Parquet or CSV file; `builtin` is the set of conversations inside eyas.
+        /// A JSONL, JSON, Parquet or CSV file, or a data set on the hub (`owner/name[/file][@revision]`); `builtin` is the
+        /// set of conversations inside eyas.
         dataset | dataset_name: Option<String> = None,
         /// The column that holds whole texts. Not set: `prompt` with `completion`, `messages`, `conversations` or
         /// `text`, whichever the rows have.
         dataset_text_field: Option<String> = None,
-        /// A file of rows held out for evaluation. Not set: eval_share of the data set.
+        /// A file of rows held out for evaluation, named as dataset is. Not set: eval_share of the data set.
         eval_dataset: Option<String> = None,
         /// Share of the questions held out for evaluation; 0 trains on every row and measures nothing.
         eval_share: f64 = 0.1,
@@ -162,7 +164,8 @@ sections! {
         overwrite_output_dir: bool = false,
         /// Go on from the last checkpoint in output_dir (true), or from this folder.
         resume_from_checkpoint: ResumeFrom = ResumeFrom::Never,
-        /// Rows a micro-batch: what is in memory at once.
+        /// Rows a micro-batch: what is in memory at once. Where memory that was free is taken, the run goes on with fewer and
+        /// accumulates over more.
         per_device_train_batch_size: usize = 8,
         /// Rows a batch of evaluation; fewer where they would take more memory than a micro-batch.
         per_device_eval_batch_size: usize = 8,
@@ -213,12 +216,21 @@ sections! {
         gradient_checkpointing: GradientCheckpointing = GradientCheckpointing::Auto,
         /// Memory that the run may take on the device, as "6 GB"; `auto`: what is free.
         memory_budget: MemoryBudget = MemoryBudget::Auto,
-        /// Wish for the adapter to be on the hub afterwards; pushing is a command of its own.
+        /// Push the adapter to the hub at the end, with the recipe, the tokenizer and a model card; never rows or moments.
         push_to_hub: bool = false,
-        /// Name of the repository on the hub.
+        /// Name of the repository on the hub: `owner/name`, or a name below the account. Not set: output_dir's name.
         hub_model_id: Option<String> = None,
-        /// `none`: metrics go to trainer_state.json.
-        report_to: Reporters = Reporters,
+        /// Nobody else may see the repository.
+        hub_private_repo: bool = false,
+        /// Where metrics go besides trainer_state.json: `tensorboard` (event files), `wandb` (an offline run, which
+        /// `wandb sync` uploads), a list of them, `all` or `none`.
+        report_to: Reporters = Reporters::default(),
+        /// Folder of the event files for TensorBoard; not set: a new one under runs/ in output_dir.
+        logging_dir: Option<String> = None,
+        /// What Weights & Biases calls the run; not set: output_dir.
+        run_name: Option<String> = None,
+        /// The project on Weights & Biases that the run belongs to.
+        wandb_project: String = "eyas".into(),
     }
 
     /// How answers are generated.

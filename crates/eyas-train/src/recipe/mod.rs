@@ -15,7 +15,8 @@ use std::path::Path;
 
 pub use keys::{Data, Generation, KEYS, Key, Lora, ModelKeys, Quantization, Sections, Training};
 pub use values::{
-    ComputeDtype, GradientCheckpointing, MemoryBudget, Optim, PromptStyle, QuantName, Reporters, ResumeFrom,
+    ComputeDtype, GradientCheckpointing, MemoryBudget, Optim, PromptStyle, QuantName, Reporter, Reporters,
+    ResumeFrom,
 };
 
 use crate::{Error, Result};

@@ -20,13 +20,6 @@ impl Recipe {
     /// What is understood but does something else than the key may promise, one sentence each.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
-        if self.training.push_to_hub {
-            notes.push(
-                "`push_to_hub` is set: training does not upload anything; push the finished adapter by a command of \
-                 its own, when you have seen how it does"
-                    .into(),
-            );
-        }
         if self.generation.do_sample && self.generation.temperature == 0.0 {
             notes
                 .push("`temperature` is 0: the most likely token is taken, as with do_sample = false".into());

@@ -269,9 +269,37 @@ impl Serialize for MemoryBudget {
     }
 }
 
-/// Where metrics are sent, besides the trainer's state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Reporters;
+/// A program that shows metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reporter {
+    /// Event files.
+    Tensorboard,
+    /// Weights & Biases: an offline run.
+    Wandb,
+}
+
+impl Reporter {
+    const ALL: [Self; 2] = [Self::Tensorboard, Self::Wandb];
+
+    /// Its name in a recipe.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tensorboard => "tensorboard",
+            Self::Wandb => "wandb",
+        }
+    }
+}
+
+/// Where metrics are written, besides the trainer's state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reporters(Vec<Reporter>);
+
+impl Reporters {
+    /// The programs, each once.
+    pub fn reporters(&self) -> &[Reporter] {
+        &self.0
+    }
+}
 
 impl<'de> Deserialize<'de> for Reporters {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -286,19 +314,36 @@ impl<'de> Deserialize<'de> for Reporters {
             Ok(OneOrMany::Many(names)) => names,
             Err(_) => return Err(serde::de::Error::custom("a name or a list of names was expected")),
         };
-        match names.iter().find(|name| *name != "none") {
-            None => Ok(Self),
-            Some(other) => Err(serde::de::Error::custom(format!(
-                "`{other}` is not supported; use \"none\". Every metric is in trainer_state.json, as Hugging Face \
-                 writes it"
-            ))),
+        let mut reporters = Vec::new();
+        for name in &names {
+            match (name.as_str(), Reporter::ALL.into_iter().find(|known| known.name() == name)) {
+                ("none", _) if names.len() == 1 => {}
+                ("all", _) => reporters.extend(Reporter::ALL),
+                (_, Some(reporter)) => reporters.push(reporter),
+                ("none", _) => {
+                    return Err(serde::de::Error::custom(
+                        "`none` stands beside other names; keep the one or the others",
+                    ));
+                }
+                (other, _) => {
+                    return Err(serde::de::Error::custom(format!(
+                        "`{other}` is not supported; use \"tensorboard\", \"wandb\", \"all\" or \"none\". Every metric \
+                         is in trainer_state.json too, as Hugging Face writes it"
+                    )));
+                }
+            }
         }
+        let listed = Reporter::ALL.into_iter().filter(|reporter| reporters.contains(reporter));
+        Ok(Self(listed.collect()))
     }
 }
 
 impl Serialize for Reporters {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str("none")
+        match self.0.as_slice() {
+            [] => serializer.serialize_str("none"),
+            reporters => serializer.collect_seq(reporters.iter().map(|reporter| reporter.name())),
+        }
     }
 }
 
@@ -313,6 +358,27 @@ mod tests {
         assert_eq!(MemoryBudget::parse("auto"), Some(MemoryBudget::Auto));
         for wrong in ["6", "GB", "-1 GB", "nan GB", "0 B", "6 XB"] {
             assert_eq!(MemoryBudget::parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn reporters_are_read_as_transformers_reads_them() {
+        use Reporter::{Tensorboard, Wandb};
+        let read = |text: &str| serde_json::from_str::<Reporters>(text).map(|reporters| reporters.0);
+        assert_eq!(read(r#""none""#).unwrap(), []);
+        assert_eq!(read("[]").unwrap(), []);
+        assert_eq!(read(r#""tensorboard""#).unwrap(), [Tensorboard]);
+        assert_eq!(read(r#"["wandb", "tensorboard", "wandb"]"#).unwrap(), [Tensorboard, Wandb]);
+        assert_eq!(read(r#""all""#).unwrap(), [Tensorboard, Wandb]);
+        let error = read(r#"["tensorboard", "none"]"#).unwrap_err().to_string();
+        assert!(error.contains("keep the one or the others"), "{error}");
+        let error = read(r#""mlflow""#).unwrap_err().to_string();
+        assert!(error.contains("`mlflow` is not supported") && error.contains("wandb"), "{error}");
+        for text in [r#""none""#, r#"["tensorboard","wandb"]"#] {
+            assert_eq!(
+                serde_json::to_string(&serde_json::from_str::<Reporters>(text).unwrap()).unwrap(),
+                text
+            );
         }
     }
 

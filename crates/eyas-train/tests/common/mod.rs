@@ -1,60 +1,19 @@
 //! A tiny model on the CPU, rows for it, and runs.
 #![allow(dead_code)]
 
-use std::path::{Path, PathBuf};
+pub mod card;
+#[path = "../../../eyas-model/tests/common/golden.rs"]
+pub mod golden;
+
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use eyas_backend::spec::QuantConfig;
-use eyas_backend::{Backend, CpuBackend, CpuOptions, FlatBatch, MatmulKernel};
-use eyas_checkpoint::Checkpoint;
+use eyas_backend::Backend;
 use eyas_data::Example;
-use eyas_model::{LoadOptions, Model, ModelSource};
-use eyas_train::{Event, ExtraFile, Job, Outcome, Recipe, Result, Trainer};
-
-/// The golden files of the model crate, which the whole project shares.
-pub fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../eyas-model/tests/fixtures").join(name)
-}
-
-pub fn backend() -> CpuBackend {
-    CpuBackend::new(CpuOptions { matmul: Some(MatmulKernel::F32) }).unwrap()
-}
-
-pub fn load(backend: &CpuBackend, name: &str, quantize: Option<QuantConfig>) -> Model<CpuBackend> {
-    load_from(backend, &fixture(name), quantize)
-}
-
-pub fn load_from(backend: &CpuBackend, folder: &Path, quantize: Option<QuantConfig>) -> Model<CpuBackend> {
-    let source = ModelSource::open(folder).unwrap();
-    source
-        .load(backend, LoadOptions { quantize, positions: 64, embedding_on_host: false }, &mut |_, _| {})
-        .unwrap()
-}
-
-pub fn floats(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
-    let mut values = Vec::new();
-    checkpoint.read_f32(name, &mut values).unwrap();
-    values
-}
-
-pub fn integers(checkpoint: &Checkpoint, name: &str) -> Vec<i32> {
-    let bytes = checkpoint.read_bytes(name).unwrap();
-    bytes.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap())).collect()
-}
-
-/// A golden batch, by its keys' prefix.
-pub fn batch(golden: &Checkpoint, prefix: &str) -> FlatBatch {
-    let ids = integers(golden, &format!("{prefix}.input_ids"));
-    let targets = integers(golden, &format!("{prefix}.targets"));
-    let bounds = integers(golden, &format!("{prefix}.cu_seqlens"));
-    let mut batch = FlatBatch::new();
-    for window in bounds.windows(2) {
-        let range = window[0] as usize..window[1] as usize;
-        let input_ids: Vec<u32> = ids[range.clone()].iter().map(|&id| id as u32).collect();
-        batch.push(&input_ids, &targets[range]).unwrap();
-    }
-    batch
-}
+use eyas_model::{LoadOptions, Model};
+use eyas_train::recipe::MemoryBudget;
+use eyas_train::{Event, ExtraFile, Job, Outcome, Recipe, Result, Trainer, TrainingPlan};
+pub use golden::*;
 
 /// Rows of different lengths, with something to learn in them: each continues an arithmetic progression.
 pub fn rows(count: usize) -> Vec<Example> {
@@ -118,38 +77,65 @@ pub struct Told {
 }
 
 /// A run over 19 rows with 5 held out.
-pub fn run(model: &Model<CpuBackend>, backend: &CpuBackend, recipe: &Recipe) -> Result<(Outcome, Told)> {
+pub fn run<B: Backend>(model: &Model<B>, backend: &B, recipe: &Recipe) -> Result<(Outcome, Told)> {
     run_rows(model, backend, recipe, &rows(19), None)
 }
 
 /// As [`run`]; stops when `stop_after` steps were taken.
-pub fn run_rows(
-    model: &Model<CpuBackend>,
-    backend: &CpuBackend,
+pub fn run_rows<B: Backend>(
+    model: &Model<B>,
+    backend: &B,
     recipe: &Recipe,
     train: &[Example],
     stop_after: Option<u64>,
 ) -> Result<(Outcome, Told)> {
+    let stop = AtomicBool::new(false);
+    let (outcome, told) = run_watched(model, backend, recipe, train, &stop, &mut |event| match event {
+        Event::Step(report) if Some(report.global_step) == stop_after => {
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+        _ => {}
+    });
+    Ok((outcome?, told))
+}
+
+/// As [`run`], with somebody who watches; tells what was told of a run that failed too.
+pub fn run_watched<B: Backend>(
+    model: &Model<B>,
+    backend: &B,
+    recipe: &Recipe,
+    train: &[Example],
+    stop: &AtomicBool,
+    watch: &mut dyn FnMut(&Event<'_>),
+) -> (Result<Outcome>, Told) {
     let eval = &rows(24)[19..];
     let mut told = Told::default();
-    let stop = AtomicBool::new(false);
     let extra_files = vec![ExtraFile { name: "recipe.toml".into(), contents: recipe.to_toml().into_bytes() }];
     let job = Job { backend, model, recipe, train, eval, extra_files };
-    let outcome = Trainer::new(job)?.run(
-        &mut |event: &Event<'_>| match event {
+    let mut observer = |event: &Event<'_>| {
+        match event {
             Event::Warning(warning) => told.warnings.push((*warning).into()),
             Event::Saved { step, .. } => told.saved.push(*step),
-            Event::Step(report) => {
-                told.losses.push(report.loss);
-                if Some(report.global_step) == stop_after {
-                    stop.store(true, std::sync::atomic::Ordering::Relaxed);
-                }
-            }
+            Event::Step(report) => told.losses.push(report.loss),
             _ => {}
-        },
-        &stop,
-    )?;
-    Ok((outcome, told))
+        }
+        watch(event);
+    };
+    let outcome = Trainer::new(job).and_then(|trainer| trainer.run(&mut observer, stop));
+    (outcome, told)
+}
+
+/// Every plan that budgets give a run, the largest first.
+pub fn plans<B: Backend>(model: &Model<B>, backend: &B, recipe: &Recipe) -> Vec<TrainingPlan> {
+    let (train, eval) = (&rows(19), &rows(24)[19..]);
+    let mut recipe = recipe.clone();
+    let mut plan = |budget: MemoryBudget| {
+        recipe.training.memory_budget = budget;
+        let job = Job { backend, model, recipe: &recipe, train, eval, extra_files: Vec::new() };
+        Trainer::new(job).ok().map(|trainer| trainer.summary().plan.clone())
+    };
+    let first = plan(MemoryBudget::Auto);
+    std::iter::successors(first, |larger| plan(MemoryBudget::Bytes(larger.total() - 1))).collect()
 }
 
 /// The bits of an adapter.

@@ -16,9 +16,11 @@ use crate::device::{Choice, Work};
 use crate::progress::{LoadBar, count_bar};
 use crate::session;
 
-/// Side of the product that the device's ceiling is measured with.
-const CEILING_ON_CARD: usize = 8192;
-const CEILING_ON_CPU: usize = 1024;
+/// Side of the product that a device's ceiling is measured with: larger where the device has memory of its own, which
+/// makes it a card.
+pub fn ceiling<B: Backend>() -> usize {
+    if B::OFFLOADS { 8192 } else { 1024 }
+}
 
 pub fn run(device: Choice, args: BenchTrainArgs) -> Result<ExitCode> {
     let decoder = shapes::published(&args.shape)?;
@@ -33,30 +35,26 @@ pub fn run(device: Choice, args: BenchTrainArgs) -> Result<ExitCode> {
     ] {
         recipe.set(&format!("{key}={value}"))?;
     }
-    for assignment in &args.set {
-        recipe.set(assignment)?;
-    }
+    session::change(&mut recipe, &args.set)?;
     device.limit(&mut recipe);
     recipe.validate()?;
-    let on_card = device.card()?.is_some();
-    device.run(&recipe, Train { args: &args, decoder: &decoder, recipe: &recipe, on_card })
+    device.run(&recipe, Train { args: &args, decoder: &decoder, recipe: &recipe })
 }
 
 struct Train<'a> {
     args: &'a BenchTrainArgs,
     decoder: &'a Decoder,
     recipe: &'a Recipe,
-    on_card: bool,
 }
 
 impl Work for Train<'_> {
     type Output = ExitCode;
 
     fn run<B: Backend>(self, backend: &B) -> Result<ExitCode> {
-        let Self { args, decoder, recipe, on_card } = self;
+        let Self { args, decoder, recipe } = self;
         let lengths =
             if args.lognormal { Lengths::LogNormal(args.length) } else { Lengths::Fixed(args.length) };
-        let ceilings = bench::ceilings(backend, if on_card { CEILING_ON_CARD } else { CEILING_ON_CPU })?;
+        let ceilings = bench::ceilings(backend, ceiling::<B>())?;
         let begun = Instant::now();
         let bar = LoadBar::new("making weights");
         let options = LoadOptions {

@@ -28,7 +28,7 @@ pub fn run(device: Choice, args: CompareArgs) -> Result<ExitCode> {
             // Every row is compared on.
             settings.recipe.data.eval_share = 0.0;
             settings.recipe.data.eval_dataset = None;
-            Some(Rows::load(&settings.recipe, &files.tokenizer, files.template.clone())?)
+            Some(crate::rows::load(&settings.recipe, &files)?)
         }
         None => None,
     };

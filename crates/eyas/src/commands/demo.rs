@@ -6,12 +6,13 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use eyas_backend::Backend;
-use eyas_train::{Ending, Recipe, Rows};
+use eyas_train::{Ending, Recipe};
 
 use crate::cli::DemoArgs;
 use crate::commands::compare::{answers, held_out, terminal_width};
 use crate::commands::train;
 use crate::device::{Choice, Work};
+use crate::rows;
 use crate::session::{self, Files};
 
 pub fn run(device: Choice, args: DemoArgs) -> Result<ExitCode> {
@@ -21,9 +22,7 @@ pub fn run(device: Choice, args: DemoArgs) -> Result<ExitCode> {
         recipe.model.model_name_or_path = Some(model);
     }
     recipe.training.output_dir = args.output.display().to_string();
-    for assignment in &args.set {
-        recipe.set(assignment)?;
-    }
+    session::change(&mut recipe, &args.set)?;
     recipe.validate()?;
     let name = recipe.model.model_name_or_path.clone().context("the recipe names no model")?;
 
@@ -47,9 +46,9 @@ impl Work for Demo<'_> {
         let model = files.load(backend, recipe, session::positions(files))?;
 
         heading(2, "learning from the built-in conversations");
-        let rows = Rows::load(recipe, &files.tokenizer, files.template.clone())?;
+        let rows = rows::load(recipe, files)?;
         eprintln!("{rows}");
-        let outcome = train::train(backend, &model, recipe, &rows)?;
+        let outcome = train::train(backend, &model, recipe, files, &rows)?;
         if outcome.ending == Ending::Interrupted {
             println!("stopped after step {}; start the demo again to begin anew", outcome.global_step);
             return Ok(ExitCode::from(130));

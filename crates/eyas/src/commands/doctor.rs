@@ -11,15 +11,16 @@ use eyas_train::bench;
 use eyas_train::plan::display_bytes;
 
 use crate::cli::DoctorArgs;
+use crate::commands::bench::ceiling;
 use crate::device::{Choice, Work};
 use crate::session;
 
 pub fn run(device: Choice, args: DoctorArgs) -> Result<ExitCode> {
     println!("eyas {} on {} {}", env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH);
-    print_report(&eyas_cuda::probe());
+    let found = eyas_cuda::probe();
+    print_report(&found);
     let recipe: Recipe = session::builtin("demo")?;
-    let on_card = device.card()?.is_some();
-    device.run(&recipe, Examine { quick: args.quick, on_card })
+    device.decided(&found).run(&recipe, Examine { quick: args.quick })
 }
 
 fn print_report(report: &CudaReport) {
@@ -54,7 +55,6 @@ fn print_report(report: &CudaReport) {
 
 struct Examine {
     quick: bool,
-    on_card: bool,
 }
 
 impl Work for Examine {
@@ -65,10 +65,12 @@ impl Work for Examine {
         if let Some(free) = backend.free_memory()? {
             println!("  {:<12} {}", "free memory", display_bytes(free));
         }
-        let ceilings = bench::ceilings(backend, if self.on_card { 8192 } else { 1024 })?;
+        // A device with memory of its own is a card.
+        let on_card = B::OFFLOADS;
+        let ceilings = bench::ceilings(backend, ceiling::<B>())?;
         println!("  {:<12} {:.2} TFLOP/s", "products", ceilings.product / 1e12);
         println!("  {:<12} {:.1} GB/s", "memory", ceilings.memory / 1e9);
-        if self.on_card {
+        if on_card {
             println!(
                 "  {:<12} {:.1} GB/s to it, {:.1} GB/s back, by way of pageable memory",
                 "bus",
@@ -88,7 +90,7 @@ impl Work for Examine {
         }
         println!("\nevery operation against its reference");
         // The operands of products are rounded to the activations' type, or to bfloat16 by some processors' kernels.
-        let matmul = if self.on_card { backend.compute_dtype() } else { Dtype::Bf16 };
+        let matmul = if on_card { backend.compute_dtype() } else { Dtype::Bf16 };
         let rows = parity::check(backend, matmul)?;
         let mut failed = 0;
         for op in parity::OPS {

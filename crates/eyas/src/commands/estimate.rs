@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use eyas_backend::{Backend, CpuBackend, Dtype, Storage};
 use eyas_cuda::CudaBackend;
-use eyas_model::{Decoder, Footprint, LoadOptions, LoraLayout, ModelSource, shapes};
+use eyas_model::config::Config;
+use eyas_model::{Decoder, Footprint, LoadOptions, LoraLayout, ModelSource, family, shapes};
 use eyas_train::plan::Shape;
 use eyas_train::recipe::MemoryBudget;
 use eyas_train::{Recipe, TrainingPlan};
@@ -13,6 +14,7 @@ use eyas_train::{Recipe, TrainingPlan};
 use crate::cli::EstimateArgs;
 use crate::device::{Choice, DeviceArg};
 use crate::session;
+use crate::transfer::TransferBar;
 
 pub fn run(device: Choice, args: EstimateArgs) -> Result<ExitCode> {
     let mut recipe = session::recipe_with(&args.recipe, &args.set)?;
@@ -24,13 +26,20 @@ pub fn run(device: Choice, args: EstimateArgs) -> Result<ExitCode> {
         positions: length,
         embedding_on_host: recipe.is_tight(),
     };
-    let source = match &args.model {
-        Some(name) => Some(ModelSource::open(&eyas_hub::locate(name, || {})?)?),
+    let bar = TransferBar::fetching();
+    // A model on the hub is planned from its description: nobody wants its weights for an estimate.
+    let config = match &args.model {
+        Some(name) => eyas_hub::locate_config(name, &bar)?,
         None => None,
     };
-    let decoder = match &source {
-        Some(source) => source.decoder().clone(),
-        None => shapes::published(args.shape.as_deref().unwrap_or("falcon-7b"))?,
+    let source = match (&args.model, &config) {
+        (Some(name), None) => Some(ModelSource::open(&eyas_hub::locate_model(name, &bar)?)?),
+        _ => None,
+    };
+    let decoder = match (&source, &config) {
+        (Some(source), _) => source.decoder().clone(),
+        (None, Some(config)) => family::from_config(&Config::read(config)?)?,
+        (None, None) => shapes::published(args.shape.as_deref().unwrap_or("falcon-7b"))?,
     };
     let budget = match recipe.training.memory_budget {
         MemoryBudget::Bytes(bytes) => Some(bytes),
@@ -82,6 +91,7 @@ impl Estimate<'_> {
             layout: &layout,
             weights: &weights,
             dtype,
+            batch,
             max_tokens: tokens,
             max_sequences: batch,
             max_targets: tokens,

@@ -7,6 +7,8 @@ pub mod demo;
 pub mod doctor;
 pub mod estimate;
 pub mod generate;
+pub mod merge;
+pub mod push;
 pub mod recipe;
 pub mod serve;
 pub mod train;

@@ -1,7 +1,7 @@
 //! `eyas serve`: a chat page for people, an API for programs.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -51,7 +51,7 @@ struct Plan {
 
 impl Plan {
     fn new(args: &ServeArgs) -> Result<Self> {
-        let settings = |model: Option<&str>, adapter: Option<PathBuf>| {
+        let settings = |model: Option<&str>, adapter: Option<String>| {
             Settings::new(&ModelArgs {
                 model: model.map(str::to_owned),
                 adapter,
@@ -71,10 +71,8 @@ impl Plan {
         }
         for adapter in &args.adapters {
             let (name, folder) = match adapter.split_once('=') {
-                Some((name, folder)) if !name.contains(['/', '\\']) => {
-                    (name.to_owned(), PathBuf::from(folder))
-                }
-                _ => (last_part(Path::new(adapter))?, PathBuf::from(adapter)),
+                Some((name, folder)) if !name.contains(['/', '\\']) => (name.to_owned(), folder.to_owned()),
+                _ => (last_part(Path::new(adapter))?, adapter.clone()),
             };
             adapters.push((name, settings(args.model.as_deref(), Some(folder))?));
         }
@@ -204,5 +202,7 @@ fn serve<B: Backend>(backend: &B, args: ServeArgs, config: Config, plan: Plan, f
 fn last_part(path: &Path) -> Result<String> {
     let canonical = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let name = canonical.file_name().and_then(|name| name.to_str());
+    // A revision on the hub is no part of the name.
+    let name = name.map(|name| name.split('@').next().unwrap_or(name));
     name.map(str::to_owned).with_context(|| format!("{}: give it a name: NAME=FOLDER", path.display()))
 }

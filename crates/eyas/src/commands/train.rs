@@ -10,8 +10,10 @@ use eyas_train::recipe::ResumeFrom;
 use eyas_train::{Ending, ExtraFile, Job, Outcome, Recipe, Rows, Trainer};
 
 use crate::cli::TrainArgs;
+use crate::commands::push;
 use crate::device::{Choice, Work};
 use crate::progress::TrainBar;
+use crate::rows;
 use crate::session::{self, Files, RECIPE_FILE};
 
 pub fn run(device: Choice, args: TrainArgs) -> Result<ExitCode> {
@@ -28,9 +30,7 @@ pub fn run(device: Choice, args: TrainArgs) -> Result<ExitCode> {
     if args.resume {
         recipe.training.resume_from_checkpoint = ResumeFrom::Last;
     }
-    for assignment in &args.set {
-        recipe.set(assignment)?;
-    }
+    session::change(&mut recipe, &args.set)?;
     device.limit(&mut recipe);
     recipe.validate()?;
     let name = recipe
@@ -39,9 +39,19 @@ pub fn run(device: Choice, args: TrainArgs) -> Result<ExitCode> {
         .clone()
         .context("no model is named; give --model, or set model_name_or_path in the recipe")?;
     let files = Files::open(&name)?;
-    let rows = Rows::load(&recipe, &files.tokenizer, files.template.clone())?;
+    let rows = rows::load(&recipe, &files)?;
     eprintln!("{rows}");
-    device.run(&recipe, Run { recipe: &recipe, files: &files, rows: &rows })
+    let is_pushed = push::foretell(&recipe);
+    let outcome = device.run(&recipe, Run { recipe: &recipe, files: &files, rows: &rows })?;
+    let code = report(&recipe, &outcome);
+    if outcome.ending != Ending::Finished || !recipe.training.push_to_hub {
+        return Ok(code);
+    }
+    if is_pushed {
+        return Ok(push::after_training(&recipe));
+    }
+    println!("{}", push::again(&recipe));
+    Ok(code)
 }
 
 struct Run<'a> {
@@ -51,28 +61,43 @@ struct Run<'a> {
 }
 
 impl Work for Run<'_> {
-    type Output = ExitCode;
+    type Output = Outcome;
 
-    fn run<B: Backend>(self, backend: &B) -> Result<ExitCode> {
+    fn run<B: Backend>(self, backend: &B) -> Result<Outcome> {
         let model = self.files.load(backend, self.recipe, self.recipe.data.max_length)?;
-        let outcome = train(backend, &model, self.recipe, self.rows)?;
-        Ok(report(self.recipe, &outcome))
+        train(backend, &model, self.recipe, self.files, self.rows)
     }
 }
 
 /// Runs a recipe, with a bar, until it is done or Ctrl-C stops it.
-pub fn train<B: Backend>(backend: &B, model: &Model<B>, recipe: &Recipe, rows: &Rows) -> Result<Outcome> {
+pub fn train<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+    recipe: &Recipe,
+    files: &Files,
+    rows: &Rows,
+) -> Result<Outcome> {
     let stop = crate::interrupt::stop_flag()?;
-    let mut trainer = Trainer::new(Job {
+    let trainer = Trainer::new(Job {
         backend,
         model,
         recipe,
         train: &rows.train,
         eval: &rows.eval,
-        extra_files: vec![ExtraFile { name: RECIPE_FILE.into(), contents: recipe.to_toml().into_bytes() }],
+        extra_files: extra_files(recipe, files, rows)?,
     })?;
     let mut bar = TrainBar::new();
     Ok(trainer.run(&mut bar, &stop)?)
+}
+
+/// What lies beside an adapter, so that others know how it came about and how its tokens are made.
+fn extra_files(recipe: &Recipe, files: &Files, rows: &Rows) -> Result<Vec<ExtraFile>> {
+    let mut extra = vec![
+        ExtraFile { name: RECIPE_FILE.into(), contents: recipe.to_toml().into_bytes() },
+        rows::summary(recipe, rows),
+    ];
+    extra.extend(files.tokenizer_files()?);
+    Ok(extra)
 }
 
 /// What a run came to, and the way on.
