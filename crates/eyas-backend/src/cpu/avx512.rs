@@ -8,7 +8,6 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::microkernel::{Kernel, Term, by_rows};
-use super::panel::Layout;
 
 /// `f32` multiply-adds.
 pub(super) struct Avx512F32;
@@ -181,19 +180,9 @@ unsafe fn bf16_steps<const ROWS: usize, const STEPS: usize>(
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn i16_tile<const ROWS: usize>(terms: &[Term<i16>], c: *mut f32, c_stride: usize, add: bool) {
     let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
-    for term in terms {
-        let (mut a, mut b) = (term.a, term.b);
-        let mut left = term.depth;
-        while left > 0 {
-            let depth = left.min(i16::GROUP);
-            // SAFETY: the caller promises `ROWS` rows of `a` and the panel, each group with its scales behind it.
-            unsafe {
-                i16_group::<ROWS>(a, term.a_stride, b, depth, &mut sums);
-                a = a.add(depth + i16::SCALE);
-                b = b.add((depth + i16::SCALE) * 32);
-            }
-            left -= depth;
-        }
+    for group in terms.iter().flat_map(|term| term.groups(32)) {
+        // SAFETY: the caller promises `ROWS` rows of `a` and the panel, each group with its scales behind it.
+        unsafe { i16_group::<ROWS>(group, &mut sums) };
     }
     // SAFETY: the caller promises `ROWS` rows of 32 elements at `c`.
     unsafe { store(&sums, c, c_stride, add) }
@@ -202,17 +191,12 @@ unsafe fn i16_tile<const ROWS: usize>(terms: &[Term<i16>], c: *mut f32, c_stride
 /// Adds the products of a group.
 ///
 /// # Safety
-/// The processor has the instructions; `a` has `ROWS` rows of `depth` elements and a scale, `b` has `depth * 32`
-/// elements and 32 scales; `depth` is even.
+/// The processor has the instructions; the group has `ROWS` rows of `a` and a panel, with their scales; its depth is
+/// even.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-unsafe fn i16_group<const ROWS: usize>(
-    a: *const i16,
-    a_stride: usize,
-    b: *const i16,
-    depth: usize,
-    sums: &mut [[__m512; 2]; ROWS],
-) {
+unsafe fn i16_group<const ROWS: usize>(group: Term<i16>, sums: &mut [[__m512; 2]; ROWS]) {
+    let Term { a, a_stride, b, depth } = group;
     let mut whole = [[_mm512_setzero_si512(); 2]; ROWS];
     // SAFETY: the caller promises the elements; a pair and a scale are read at any alignment.
     unsafe {

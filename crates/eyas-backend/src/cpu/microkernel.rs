@@ -71,6 +71,17 @@ pub(super) struct Term<E> {
     pub depth: usize,
 }
 
+impl<E: Element> Term<E> {
+    /// The term cut into groups that share scales; a panel has `columns`.
+    pub fn groups(self, columns: usize) -> impl Iterator<Item = Self> {
+        (0..self.depth).step_by(E::GROUP).map(move |first| {
+            let at = first + first / E::GROUP * E::SCALE;
+            let (a, b) = (self.a.wrapping_add(at), self.b.wrapping_add(at * columns));
+            Self { a, b, depth: E::GROUP.min(self.depth - first), ..self }
+        })
+    }
+}
+
 /// A processor's way to compute a tile.
 pub(super) trait Kernel: 'static {
     /// The operands' type.
@@ -194,23 +205,18 @@ impl<const COLUMNS: usize> Kernel for PortableI16<COLUMNS> {
         for row in 0..rows {
             for col in 0..Self::NR {
                 let mut sum = 0.0f32;
-                for term in terms {
-                    for first in (0..term.depth).step_by(i16::GROUP) {
-                        let depth = i16::GROUP.min(term.depth - first);
-                        let at = first + first / i16::GROUP * i16::SCALE;
-                        // SAFETY: the caller promises `rows` rows of `a` and the panel, with their scales.
-                        sum += unsafe {
-                            let a = term.a.add(row * term.a_stride + at);
-                            let b = term.b.add(at * Self::NR);
-                            let whole = (0..depth).fold(0i32, |sum, k| {
-                                let b = *b.add(k / 2 * 2 * Self::NR + col * 2 + k % 2);
-                                sum.wrapping_add(i32::from(*a.add(k)) * i32::from(b))
-                            });
-                            let a_scale = a.add(depth).cast::<f32>().read_unaligned();
-                            let b_scale = b.add(depth * Self::NR).cast::<f32>().add(col).read_unaligned();
-                            whole as f32 * (a_scale * b_scale)
-                        };
-                    }
+                for Term { a, a_stride, b, depth } in terms.iter().flat_map(|term| term.groups(Self::NR)) {
+                    // SAFETY: the caller promises `rows` rows of `a` and the panel, with their scales.
+                    sum += unsafe {
+                        let a = a.add(row * a_stride);
+                        let whole = (0..depth).fold(0i32, |sum, k| {
+                            let b = *b.add(k / 2 * 2 * Self::NR + col * 2 + k % 2);
+                            sum.wrapping_add(i32::from(*a.add(k)) * i32::from(b))
+                        });
+                        let a_scale = a.add(depth).cast::<f32>().read_unaligned();
+                        let b_scale = b.add(depth * Self::NR).cast::<f32>().add(col).read_unaligned();
+                        whole as f32 * (a_scale * b_scale)
+                    };
                 }
                 // SAFETY: the caller promises `rows` rows of `NR` elements at `c`.
                 unsafe {

@@ -317,7 +317,11 @@ mod tests {
     fn output(base: &str) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
-        write(CONFIG_FILE, &json!({"base_model_name_or_path": base, "revision": null, "r": 8}).to_string());
+        let adapter = json!({
+            "base_model_name_or_path": base, "revision": null, "peft_type": "LORA", "r": 8,
+            "target_modules": "all-linear",
+        });
+        write(CONFIG_FILE, &adapter.to_string());
         for file in [
             WEIGHTS_FILE,
             "tokenizer.json",
