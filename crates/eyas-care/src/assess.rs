@@ -39,11 +39,16 @@ pub struct Concern {
 /// Stands for masked words; no pattern can name it.
 const MASK: &str = "\u{25a2}";
 
+/// Hints below this do not speak for themselves in the light of earlier turns.
+const FAINT: f32 = 0.2;
+
 /// The evidence for one category.
 #[derive(Debug, Default)]
 struct Evidence {
     /// The strongest weight of each rule, after lowering, and whether anything lowered it.
     rules: BTreeMap<String, (f32, bool)>,
+    /// What the hints come to. They read the same words as the rules, so the stronger of the two counts, not their sum.
+    hints: Option<(String, f32)>,
 }
 
 impl Evidence {
@@ -55,12 +60,24 @@ impl Evidence {
     }
 
     fn score(&self, counts: impl Fn(bool) -> bool) -> f32 {
-        1.0 - self
-            .rules
-            .values()
-            .filter(|(_, lowered)| counts(*lowered))
-            .map(|(w, _)| 1.0 - w)
-            .product::<f32>()
+        let rules = 1.0
+            - self
+                .rules
+                .values()
+                .filter(|(_, lowered)| counts(*lowered))
+                .map(|(w, _)| 1.0 - w)
+                .product::<f32>();
+        self.hints.as_ref().map_or(rules, |(_, hints)| rules.max(*hints))
+    }
+
+    /// Whether something counts that nothing lowered: a rule, or hints that are more than noise.
+    fn is_plain(&self) -> bool {
+        self.rules.values().any(|(_, lowered)| !lowered)
+            || self.hints.as_ref().is_some_and(|(_, hints)| *hints >= FAINT)
+    }
+
+    fn names(self) -> Vec<String> {
+        self.rules.into_keys().chain(self.hints.map(|(name, _)| name)).collect()
     }
 }
 
@@ -84,10 +101,10 @@ pub(crate) fn assess(detector: &Detector, turns: &[Turn<'_>]) -> Assessment {
             let category = category?;
             let own = evidence.score(|_| true);
             // A denial after an alarm is not a new one.
-            let plain = evidence.score(|lowered| !lowered);
+            let plain = if evidence.is_plain() { evidence.score(|lowered| !lowered) } else { 0.0 };
             let carried = carried.get(&category).copied().unwrap_or(0.0);
             let with_context = if plain > 0.0 { 1.0 - (1.0 - plain) * (1.0 - carried) } else { 0.0 };
-            let mut matched: Vec<String> = evidence.rules.into_keys().collect();
+            let mut matched = evidence.names();
             if with_context > own {
                 matched.push("earlier turns".to_owned());
             }
@@ -154,8 +171,7 @@ fn answer_to_question(
 
 /// The evidence of one message. `None` holds what needs context.
 fn read(detector: &Detector, text: &str, in_context: bool) -> BTreeMap<Option<Category>, Evidence> {
-    let mut tokens = detector.spelling.read(text);
-    mask_idioms(detector, &mut tokens);
+    let tokens = words(detector, text);
     let reader = Reader::new(detector, &tokens);
     let mut matches = Vec::new();
     for rule in &detector.rules {
@@ -175,7 +191,13 @@ fn read(detector: &Detector, text: &str, in_context: bool) -> BTreeMap<Option<Ca
             matches.push(Match { rule: &rule.name, category, span, weight, lowered });
         }
     }
-    independent(matches)
+    let mut found = independent(matches);
+    if let Some(reading) = detector.hints.read(&tokens) {
+        let name = format!("hints ({})", reading.strongest.join(", "));
+        let evidence = detector.hints.evidence(reading.chance);
+        found.entry(Some(reading.category)).or_default().hints = Some((name, evidence));
+    }
+    found
 }
 
 /// A rule at a place, lowered by its circumstances.
@@ -204,6 +226,18 @@ fn independent(mut matches: Vec<Match<'_>>) -> BTreeMap<Option<Category>, Eviden
         found.entry(m.category).or_default().add(m.rule, m.weight, &m.lowered);
     }
     found
+}
+
+/// The hints of a message, see [`crate::Care::hints`].
+pub(crate) fn hints(detector: &Detector, text: &str) -> Vec<String> {
+    detector.hints.names(&words(detector, text)).into_iter().collect()
+}
+
+/// A message in plain spelling, idioms and titles masked.
+fn words(detector: &Detector, text: &str) -> Vec<Token> {
+    let mut tokens = detector.spelling.read(text);
+    mask_idioms(detector, &mut tokens);
+    tokens
 }
 
 fn mask_idioms(detector: &Detector, tokens: &mut [Token]) {

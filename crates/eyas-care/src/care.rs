@@ -89,6 +89,12 @@ impl Care {
         crate::assess::assess(&self.rules.detector, turns)
     }
 
+    /// Everything in a message that could be a hint, with a weight or without: subjects, pairs of subjects, words and words
+    /// in a row, sorted. For tools that learn or explain weights.
+    pub fn hints(&self, text: &str) -> Vec<String> {
+        crate::assess::hints(&self.rules.detector, text)
+    }
+
     /// The fixed answer to a concern. `region` is an ISO 3166-1 alpha-2 code; where it is absent or not in the table, the
     /// answer says how to find a number.
     pub fn response(&self, concern: &Concern, region: Option<&str>, language: Language) -> CareResponse {

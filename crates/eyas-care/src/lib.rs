@@ -29,6 +29,7 @@ mod care;
 mod detector;
 mod error;
 mod helplines;
+mod hints;
 mod injection;
 mod numbers;
 mod pattern;

@@ -14,8 +14,10 @@ use crate::pattern::{Matcher, Pattern};
 use crate::questionnaire;
 use crate::types::{Bilingual, Category};
 
-const BUILTIN: [&str; 4] = [
+const BUILTIN: [&str; 6] = [
     include_str!("../rules.toml"),
+    include_str!("../hints.toml"),
+    include_str!("../weights.toml"),
     include_str!("../texts.toml"),
     include_str!("../helplines.toml"),
     include_str!("../questionnaires.toml"),
