@@ -1,4 +1,4 @@
-//! [`Care`]: the four files, loaded, and everything that is asked of them.
+//! [`Care`]: the files, loaded, and everything that is asked of them.
 
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -64,7 +64,7 @@ impl Care {
     }
 
     /// The built-in files with an operator's text laid over them: tables are merged key by key, all else is replaced. Any key
-    /// of the four files may be given, so that a threshold, a rule, a text or a region changes alone.
+    /// of the files may be given, so that a threshold, a rule, a text or a region changes alone.
     ///
     /// # Errors
     /// Where the text is not TOML, a key is unknown, or a value makes no sense.

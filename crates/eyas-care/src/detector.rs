@@ -1,4 +1,4 @@
-//! The detector's part of `rules.toml`, compiled.
+//! The detector's files (`rules.toml`, `classes.toml`, `idioms.toml`, `spelling.toml`, `hints.toml`), compiled.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::types::Category;
 
 type Patterns = Vec<String>;
 
-/// `rules.toml` as it is written, without what concerns answers.
+/// The files as they are written.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DetectorFile {
