@@ -4,8 +4,8 @@
     cargo build -p eyas-care --example hints
     python tools/care/fit_hints.py target/debug/examples/hints
 
-Needs numpy, scipy and scikit-learn. The messages are the sets in crates/eyas-care/tests (without those that are held out)
-and tools/care/written.jsonl. A multinomial logistic regression on the hints that the detector itself finds, each message
+Needs numpy, scipy and scikit-learn. The messages are the sets in crates/eyas-care/tests (without those that are held out),
+tools/care/written.jsonl and the questions of the built-in conversations. A multinomial logistic regression on the hints that the detector itself finds, each message
 scaled to length one; what is too small to matter is dropped and the rest fitted again. With --check the figures of an
 eight-fold cross-validation are printed instead.
 """
@@ -24,6 +24,8 @@ from sklearn.model_selection import StratifiedKFold
 ROOT = Path(__file__).resolve().parents[2]
 CARE = ROOT / "crates/eyas-care"
 SETS = ["messages", "fresh", "fresh_2", "set_a", "set_b"]
+# Questions elsewhere in those conversations at which help is shown rightly.
+RIGHTLY = ["never hits me", "cuts herself", "self-harm", "killing himself", "shouldn't exist", "pushing someone", "hate myself"]
 # Order of precedence, as in the crate.
 CATEGORIES = ["overdose", "suicide", "violence", "abuse", "self_harm", "third_person"]
 STRENGTH = 4.0  # inverse of the L2 penalty
@@ -36,7 +38,18 @@ SMALL = 0.4  # weights below are dropped
 def messages():
     """All messages to learn from."""
     paths = [CARE / f"tests/{name}.jsonl" for name in SETS] + [ROOT / "tools/care/written.jsonl"]
-    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()] + questions()
+
+
+def questions():
+    """The questions of the built-in conversations that are not about a crisis, as harmless talk."""
+    rows = []
+    for line in (ROOT / "data/mental-health.jsonl").read_text().splitlines():
+        conversation = json.loads(line)
+        question = conversation["text"].split("<HUMAN>:")[1].split("<ASSISTANT>:")[0].strip()
+        if conversation["topic"] != "crisis" and not any(part in question for part in RIGHTLY):
+            rows.append({"class": "benign", "lang": "en", "expect": "none", "turns": [question]})
+    return rows
 
 
 def hints_of(program, rows):

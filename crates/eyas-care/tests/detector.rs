@@ -174,16 +174,16 @@ fn fifth_set() {
     );
 }
 
-/// Both languages, by somebody else, held out: nothing was learned from it. Its floors are what first contact reached.
+/// Both languages, by somebody else, held out: nothing was learned from it. Its floors are what it reaches.
 #[test]
 fn sixth_set() {
-    let limits = Limits { recall: 0.5, indirect: 0.85, false_alarms: 0.1 };
+    let limits = Limits { recall: 0.6, indirect: 0.88, false_alarms: 0.1 };
     check("set_c.jsonl", include_str!("set_c.jsonl"), &limits);
 }
 
 /// Both languages, by somebody else, held out and met once, at the end.
 #[test]
 fn seventh_set() {
-    let limits = Limits { recall: 0.5, indirect: 0.86, false_alarms: 0.052 };
+    let limits = Limits { recall: 0.5, indirect: 0.9, false_alarms: 0.052 };
     check("set_d.jsonl", include_str!("set_d.jsonl"), &limits);
 }
