@@ -71,7 +71,7 @@ impl AnswerCheck {
     }
 }
 
-/// One entry of `answers` in `rules.toml`.
+/// One entry of `answers` in `answers.toml`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct AnswerEntry {

@@ -5,7 +5,8 @@
 //! combine as independent pieces of evidence, `1 - product of (1 - weight)`. Earlier turns add what is left of their own
 //! concern, never enough by itself to reach a threshold.
 
-use std::collections::BTreeMap;
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -39,11 +40,16 @@ pub struct Concern {
 /// Stands for masked words; no pattern can name it.
 const MASK: &str = "\u{25a2}";
 
+/// Hints below this do not speak for themselves in the light of earlier turns.
+const FAINT: f32 = 0.2;
+
 /// The evidence for one category.
 #[derive(Debug, Default)]
 struct Evidence {
     /// The strongest weight of each rule, after lowering, and whether anything lowered it.
     rules: BTreeMap<String, (f32, bool)>,
+    /// What the hints come to. They read the same words as the rules, so the stronger of the two counts, not their sum.
+    hints: Option<(String, f32)>,
 }
 
 impl Evidence {
@@ -55,12 +61,24 @@ impl Evidence {
     }
 
     fn score(&self, counts: impl Fn(bool) -> bool) -> f32 {
-        1.0 - self
-            .rules
-            .values()
-            .filter(|(_, lowered)| counts(*lowered))
-            .map(|(w, _)| 1.0 - w)
-            .product::<f32>()
+        let rules = 1.0
+            - self
+                .rules
+                .values()
+                .filter(|(_, lowered)| counts(*lowered))
+                .map(|(w, _)| 1.0 - w)
+                .product::<f32>();
+        self.hints.as_ref().map_or(rules, |(_, hints)| rules.max(*hints))
+    }
+
+    /// Whether something counts that nothing lowered: a rule, or hints that are more than noise.
+    fn is_plain(&self) -> bool {
+        self.rules.values().any(|(_, lowered)| !lowered)
+            || self.hints.as_ref().is_some_and(|(_, hints)| *hints >= FAINT)
+    }
+
+    fn names(self) -> Vec<String> {
+        self.rules.into_keys().chain(self.hints.map(|(name, _)| name)).collect()
     }
 }
 
@@ -84,10 +102,10 @@ pub(crate) fn assess(detector: &Detector, turns: &[Turn<'_>]) -> Assessment {
             let category = category?;
             let own = evidence.score(|_| true);
             // A denial after an alarm is not a new one.
-            let plain = evidence.score(|lowered| !lowered);
+            let plain = if evidence.is_plain() { evidence.score(|lowered| !lowered) } else { 0.0 };
             let carried = carried.get(&category).copied().unwrap_or(0.0);
             let with_context = if plain > 0.0 { 1.0 - (1.0 - plain) * (1.0 - carried) } else { 0.0 };
-            let mut matched: Vec<String> = evidence.rules.into_keys().collect();
+            let mut matched = evidence.names();
             if with_context > own {
                 matched.push("earlier turns".to_owned());
             }
@@ -154,9 +172,19 @@ fn answer_to_question(
 
 /// The evidence of one message. `None` holds what needs context.
 fn read(detector: &Detector, text: &str, in_context: bool) -> BTreeMap<Option<Category>, Evidence> {
-    let mut tokens = detector.spelling.read(text);
-    mask_idioms(detector, &mut tokens);
+    let tokens = words(detector, text);
     let reader = Reader::new(detector, &tokens);
+    let mut found = independent(matches(detector, &reader, in_context));
+    if let Some(reading) = detector.hints.read(&tokens) {
+        let name = format!("hints ({})", reading.strongest.join(", "));
+        let evidence = detector.hints.evidence(reading.chance);
+        found.entry(Some(reading.category)).or_default().hints = Some((name, evidence));
+    }
+    found
+}
+
+/// Every rule wherever it matches.
+fn matches<'a>(detector: &'a Detector, reader: &Reader<'_>, in_context: bool) -> Vec<Match<'a>> {
     let mut matches = Vec::new();
     for rule in &detector.rules {
         if rule.needs_context && !in_context {
@@ -165,8 +193,8 @@ fn read(detector: &Detector, text: &str, in_context: bool) -> BTreeMap<Option<Ca
         for span in rule.patterns.iter().flat_map(|pattern| reader.matcher.find_all(pattern)) {
             let Some((category, mut weight)) = reader.attribute(rule, span) else { continue };
             let mut lowered = Vec::new();
-            for lower in &detector.lower {
-                if reader.applies(lower, rule, category, span) {
+            for (lower, places) in detector.lower.iter().zip(&reader.lower) {
+                if reader.applies(lower, places, rule, category, span) {
                     weight *= lower.factor;
                     lowered.push(lower.name.as_str());
                 }
@@ -175,7 +203,7 @@ fn read(detector: &Detector, text: &str, in_context: bool) -> BTreeMap<Option<Ca
             matches.push(Match { rule: &rule.name, category, span, weight, lowered });
         }
     }
-    independent(matches)
+    matches
 }
 
 /// A rule at a place, lowered by its circumstances.
@@ -190,20 +218,31 @@ struct Match<'a> {
 /// Words count once in a category, for the strongest rule that uses them, and so does a rule.
 fn independent(mut matches: Vec<Match<'_>>) -> BTreeMap<Option<Category>, Evidence> {
     matches.sort_by(|a, b| b.weight.total_cmp(&a.weight).then(a.span.start.cmp(&b.span.start)));
-    let mut used: Vec<(Option<Category>, Span, &str)> = Vec::new();
+    let mut used: HashSet<(Option<Category>, usize)> = HashSet::new();
+    let mut rules: HashSet<(Option<Category>, &str)> = HashSet::new();
     let mut found: BTreeMap<Option<Category>, Evidence> = BTreeMap::new();
     for m in matches {
-        let overlaps = |span: &Span| span.start < m.span.end && m.span.start < span.end;
-        if used
-            .iter()
-            .any(|(category, span, rule)| *category == m.category && (overlaps(span) || *rule == m.rule))
-        {
+        let words = || (m.span.start..m.span.end).map(|at| (m.category, at));
+        if rules.contains(&(m.category, m.rule)) || words().any(|word| used.contains(&word)) {
             continue;
         }
-        used.push((m.category, m.span, m.rule));
+        used.extend(words());
+        rules.insert((m.category, m.rule));
         found.entry(m.category).or_default().add(m.rule, m.weight, &m.lowered);
     }
     found
+}
+
+/// The hints of a message, see [`crate::Care::hints`].
+pub(crate) fn hints(detector: &Detector, text: &str) -> Vec<String> {
+    detector.hints.names(&words(detector, text)).into_iter().collect()
+}
+
+/// A message in plain spelling, idioms and titles masked.
+fn words(detector: &Detector, text: &str) -> Vec<Token> {
+    let mut tokens = detector.spelling.read(text);
+    mask_idioms(detector, &mut tokens);
+    tokens
 }
 
 fn mask_idioms(detector: &Detector, tokens: &mut [Token]) {
@@ -227,13 +266,31 @@ enum Person {
     Generic,
 }
 
+/// Where the patterns of a [`Lower`] are, looked for once in a message.
+#[derive(Default)]
+struct Places {
+    patterns: OnceCell<Vec<Span>>,
+    near: OnceCell<Vec<Span>>,
+    /// The tokens that a blocker covers.
+    blocked: OnceCell<Vec<bool>>,
+    unless: OnceCell<bool>,
+}
+
+/// What is further away in a sentence lowers nothing.
+const SENTENCE: usize = 120;
+
+/// No pattern reaches further back.
+const LONGEST_MATCH: usize = 120;
+
 struct Reader<'a> {
+    lower: Vec<Places>,
     matcher: Matcher<'a>,
     /// The person that the token at an index names, and whether only as the one spoken to ("I told my mum").
     persons: Vec<Option<Person>>,
     blocks: Vec<bool>,
     reported: Vec<Span>,
-    described: Vec<Span>,
+    /// Where what describes somebody begins.
+    described: HashSet<usize>,
 }
 
 impl<'a> Reader<'a> {
@@ -255,9 +312,12 @@ impl<'a> Reader<'a> {
         for span in matcher.find_longest(&subjects.blocks) {
             blocks[span.start..span.end].fill(true);
         }
-        let reported = subjects.reported.iter().flat_map(|pattern| matcher.find_all(pattern)).collect();
-        let described = matcher.find_longest(&subjects.described);
-        Self { matcher, persons, blocks, reported, described }
+        let mut reported = matcher.find_any(&subjects.reported);
+        reported.sort_unstable_by_key(|span| span.end);
+        let described =
+            matcher.find_longest(&subjects.described).into_iter().map(|span| span.start).collect();
+        let lower = detector.lower.iter().map(|_| Places::default()).collect();
+        Self { lower, matcher, persons, blocks, reported, described }
     }
 
     /// The category of a match, by whom it is about; nothing where it is about the reader ("you").
@@ -302,10 +362,8 @@ impl<'a> Reader<'a> {
 
     /// Who a match without "me" is about: named before it in its clause, described by it ("想自殺的朋友"), or in it.
     fn subject(&self, span: Span) -> Option<Person> {
-        if self
-            .described
-            .iter()
-            .any(|described| described.start == span.end || described.start + 1 == span.end)
+        if self.described.contains(&span.end)
+            || span.end.checked_sub(1).is_some_and(|at| self.described.contains(&at))
         {
             return Some(Person::Third);
         }
@@ -326,48 +384,103 @@ impl<'a> Reader<'a> {
 
     /// Whether somebody else's words are told: `he said, "I want to die"`.
     fn is_reported(&self, span: Span) -> bool {
-        self.reported.iter().any(|reported| {
-            reported.end <= span.start + 1
-                && span.start.saturating_sub(reported.end) <= 16
-                && !self.matcher.tokens[reported.end.min(span.start)..span.start].iter().any(Token::is_stop)
+        let from = self.reported.partition_point(|reported| reported.end + 16 < span.start);
+        self.reported[from..].iter().take_while(|reported| reported.end <= span.start + 1).any(|reported| {
+            self.step();
+            !self.matcher.tokens[reported.end.min(span.start)..span.start].iter().any(Token::is_stop)
         })
     }
 
-    fn applies(&self, lower: &Lower, rule: &Rule, category: Category, span: Span) -> bool {
+    fn step(&self) {
+        self.matcher.steps.set(self.matcher.steps.get() + 1);
+    }
+
+    fn applies(&self, lower: &Lower, places: &Places, rule: &Rule, category: Category, span: Span) -> bool {
         if lower.categories.as_ref().is_some_and(|categories| !categories.contains(&category))
             || lower.spares.contains(&rule.name)
         {
             return false;
         }
         let matcher = &self.matcher;
+        let patterns = places.patterns.get_or_init(|| matcher.find_any(&lower.patterns));
         let here = match lower.scope {
-            Scope::Before => matcher.any(&lower.patterns, |found| self.stands_before(lower, found, span)),
+            Scope::Before => {
+                let from = span.start.saturating_sub(lower.within + LONGEST_MATCH);
+                self.spans(patterns, from, span.start)
+                    .any(|found| self.stands_before(lower, places, found, span))
+            }
             Scope::Sentence => {
                 let (start, end) = self.sentence(span);
-                matcher.any(&lower.patterns, |found| found.start >= start && found.end <= end)
+                self.spans(patterns, start, end).any(|found| found.end <= end)
             }
-            Scope::Message => matcher.any(&lower.patterns, |_| true),
+            Scope::Message => !patterns.is_empty(),
         };
-        here && (lower.near.is_empty()
-            || matcher.any(&lower.near, |found| found.end + 4 >= span.start && found.start < span.end))
-            && !matcher.any(&lower.unless, |_| true)
+        here && (lower.near.is_empty() || {
+            let near = places.near.get_or_init(|| matcher.find_any(&lower.near));
+            let from = span.start.saturating_sub(LONGEST_MATCH);
+            self.spans(near, from, span.end).any(|found| found.end + 4 >= span.start)
+        }) && !places.unless.get_or_init(|| matcher.any(&lower.unless, |_| true))
     }
 
-    fn stands_before(&self, lower: &Lower, found: Span, span: Span) -> bool {
+    /// The spans, sorted by start, that start in a range.
+    fn spans<'s>(&'s self, spans: &'s [Span], from: usize, to: usize) -> impl Iterator<Item = Span> + 's {
+        let first = spans.partition_point(|span| span.start < from);
+        spans[first..].iter().take_while(move |span| span.start < to).inspect(|_| self.step()).copied()
+    }
+
+    fn stands_before(&self, lower: &Lower, places: &Places, found: Span, span: Span) -> bool {
         if found.end > span.start || found.end + lower.within < span.start {
             return false;
         }
+        let blocked = places.blocked.get_or_init(|| {
+            let mut blocked = vec![false; self.matcher.tokens.len()];
+            for span in self.matcher.find_any(&lower.blockers) {
+                blocked[span.start..span.end].fill(true);
+            }
+            blocked
+        });
         let between = found.end..span.start;
         !self.matcher.tokens[between.clone()].iter().any(Token::is_mark)
-            && !self
-                .matcher
-                .any(&lower.blockers, |block| block.start < between.end && block.end > between.start)
+            && !blocked[between].iter().any(|blocked| *blocked)
     }
 
+    /// The sentence that a match stands in, as far as it is near.
     fn sentence(&self, span: Span) -> (usize, usize) {
         let tokens = self.matcher.tokens;
-        let start = tokens[..span.start].iter().rposition(Token::is_stop).map_or(0, |at| at + 1);
-        let end = tokens[span.end..].iter().position(Token::is_stop).map_or(tokens.len(), |at| span.end + at);
+        let (first, last) = (span.start.saturating_sub(SENTENCE), (span.end + SENTENCE).min(tokens.len()));
+        let start =
+            tokens[first..span.start].iter().rposition(Token::is_stop).map_or(first, |at| first + at + 1);
+        let end = tokens[span.end..last].iter().position(Token::is_stop).map_or(last, |at| span.end + at);
         (start, end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::care::Care;
+
+    /// The steps that reading a message takes.
+    fn work(text: &str) -> usize {
+        let care = Care::builtin();
+        let detector = &care.rules.detector;
+        let tokens = words(detector, text);
+        let reader = Reader::new(detector, &tokens);
+        matches(detector, &reader, false);
+        reader.matcher.steps.get()
+    }
+
+    #[test]
+    fn the_work_grows_with_the_length_alone() {
+        for part in [
+            "i never want to die and he said i want to die, ",
+            "\"\" kill ",
+            "我不想活了",
+            "想死。没有人",
+            "a ",
+        ] {
+            let (once, twice) = (work(&part.repeat(60)), work(&part.repeat(120)));
+            assert!(twice <= 2 * once + once / 4, "{part:?}: {once} steps, then {twice}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! [`Care`]: the four files, loaded, and everything that is asked of them.
+//! [`Care`]: the files, loaded, and everything that is asked of them.
 
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -64,7 +64,7 @@ impl Care {
     }
 
     /// The built-in files with an operator's text laid over them: tables are merged key by key, all else is replaced. Any key
-    /// of the four files may be given, so that a threshold, a rule, a text or a region changes alone.
+    /// of the files may be given, so that a threshold, a rule, a text or a region changes alone.
     ///
     /// # Errors
     /// Where the text is not TOML, a key is unknown, or a value makes no sense.
@@ -87,6 +87,12 @@ impl Care {
     /// ambiguous. Ten turns are plenty.
     pub fn assess(&self, turns: &[Turn<'_>]) -> Assessment {
         crate::assess::assess(&self.rules.detector, turns)
+    }
+
+    /// Everything in a message that could be a hint, with a weight or without: subjects, pairs of subjects, words and words
+    /// in a row, sorted. For tools that learn or explain weights.
+    pub fn hints(&self, text: &str) -> Vec<String> {
+        crate::assess::hints(&self.rules.detector, text)
     }
 
     /// The fixed answer to a concern. `region` is an ISO 3166-1 alpha-2 code; where it is absent or not in the table, the

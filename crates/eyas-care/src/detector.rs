@@ -1,17 +1,18 @@
-//! The detector's part of `rules.toml`, compiled.
+//! The detector's files (`rules.toml`, `classes.toml`, `idioms.toml`, `spelling.toml`, `hints.toml`), compiled.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
 use crate::error::{Result, rule_error};
+use crate::hints::{Hints, HintsEntry};
 use crate::pattern::{Classes, Pattern, words_of};
 use crate::text::Spelling;
 use crate::types::Category;
 
 type Patterns = Vec<String>;
 
-/// `rules.toml` as it is written, without what concerns answers.
+/// The files as they are written.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DetectorFile {
@@ -23,6 +24,7 @@ pub(crate) struct DetectorFile {
     idioms: BTreeMap<String, Patterns>,
     lower: BTreeMap<String, LowerEntry>,
     rules: BTreeMap<String, RuleEntry>,
+    hints: HintsEntry,
 }
 
 #[derive(Debug, Deserialize)]
@@ -168,12 +170,13 @@ pub(crate) struct Detector {
     pub(crate) idioms: Vec<Pattern>,
     pub(crate) lower: Vec<Lower>,
     pub(crate) rules: Vec<Rule>,
+    pub(crate) hints: Hints,
 }
 
 impl DetectorFile {
     /// The top-level keys of this part.
-    pub(crate) const KEYS: [&str; 8] =
-        ["thresholds", "context", "spelling", "subjects", "classes", "idioms", "lower", "rules"];
+    pub(crate) const KEYS: [&str; 9] =
+        ["thresholds", "context", "spelling", "subjects", "classes", "idioms", "lower", "rules", "hints"];
 
     fn all_patterns(&self) -> impl Iterator<Item = &String> {
         let subjects = &self.subjects;
@@ -287,7 +290,8 @@ impl DetectorFile {
                 reported: compile(&self.subjects.reported, "subjects.reported")?,
                 described: compile(&self.subjects.described, "subjects.described")?,
             },
-            thresholds: self.thresholds.clone(),
+            hints: self.hints.compile(&spelling)?,
+            thresholds: self.thresholds,
             idioms,
             lower,
             rules,

@@ -34,15 +34,21 @@ const PASSES: usize = 6;
 /// common chat templates, and lines that begin with a role and a colon, are always covered. Characters that show nothing
 /// go. The rest stays as it is, and what came out goes through unchanged.
 pub fn sanitize_turn(text: &str, markers: &[&str]) -> String {
+    settle(text, markers).0
+}
+
+/// The harmless text, and how often it was gone through.
+fn settle(text: &str, markers: &[&str]) -> (String, usize) {
     let own = own_markers(markers);
     let mut text = without_invisible(text);
-    for _ in 0..PASSES {
-        match neutralise(&text, own.as_ref(), false) {
+    for pass in 1..=PASSES {
+        match neutralise(&text, own.as_ref(), None) {
             Some(changed) => text = changed,
-            None => return text,
+            None => return (text, pass),
         }
     }
-    // Nested on purpose: the brackets go, and what is a marker even so is deleted, which ends.
+    // Nested on purpose: the brackets go, and a sign that no marker holds takes the place of what is a marker even so. Nothing
+    // can close up around it, so this ends soon, however deep the nesting.
     text = text
         .chars()
         .map(|c| match fold_char(c.nfkc().next().unwrap_or(c)) {
@@ -53,10 +59,15 @@ pub fn sanitize_turn(text: &str, markers: &[&str]) -> String {
             _ => c,
         })
         .collect();
-    while let Some(changed) = neutralise(&text, own.as_ref(), true) {
+    let plain: String = markers.iter().map(|marker| Skeleton::new(marker).text).collect();
+    let sign = ('\u{25a0}'..='\u{25ff}').chain(['·']).find(|sign| !plain.contains(*sign));
+    let sign = sign.map(String::from).unwrap_or_default();
+    let mut passes = PASSES + 1;
+    while let Some(changed) = neutralise(&text, own.as_ref(), Some(&sign)) {
         text = changed;
+        passes += 1;
     }
-    text
+    (text, passes)
 }
 
 /// The caller's markers as one expression.
@@ -111,15 +122,20 @@ impl Skeleton {
     }
 }
 
-/// The text with the markers that it holds now in harmless form or deleted, or nothing where it holds none.
-fn neutralise(text: &str, own: Option<&Regex>, delete: bool) -> Option<String> {
+/// The text with the markers that it holds now in harmless form, or with `sign` in their place, or nothing where it holds none.
+fn neutralise(text: &str, own: Option<&Regex>, sign: Option<&str>) -> Option<String> {
     let skeleton = Skeleton::new(text);
-    let mut found: Vec<(usize, usize)> = Vec::new();
-    for expression in own.into_iter().chain([&*MARKERS]) {
-        for marker in expression.find_iter(&skeleton.text) {
-            if found.iter().all(|(start, end)| marker.end() <= *start || *end <= marker.start()) {
-                found.push((marker.start(), marker.end()));
-            }
+    // The caller's markers come before the common ones. Both are in order and without overlap among themselves.
+    let places = |expression: &Regex| -> Vec<(usize, usize)> {
+        expression.find_iter(&skeleton.text).map(|marker| (marker.start(), marker.end())).collect()
+    };
+    let mut found = own.map(places).unwrap_or_default();
+    let common = places(&MARKERS);
+    let first = found.len();
+    for (start, end) in common {
+        let next = found[..first].partition_point(|own| own.1 <= start);
+        if found[..first].get(next).is_none_or(|own| end <= own.0) {
+            found.push((start, end));
         }
     }
     if found.is_empty() {
@@ -134,10 +150,15 @@ fn neutralise(text: &str, own: Option<&Regex>, delete: bool) -> Option<String> {
             continue;
         }
         out.push_str(&text[at..from]);
-        let words = harmless(&skeleton.text[start..end]);
-        // A caller's marker of letters alone has no harmless form.
-        if !delete && !own.is_some_and(|own| own.is_match(&words)) {
-            out.push_str(&words);
+        match sign {
+            Some(sign) => out.push_str(sign),
+            None => {
+                let words = harmless(&skeleton.text[start..end]);
+                // A caller's marker of letters alone has no harmless form.
+                if !own.is_some_and(|own| own.is_match(&words)) {
+                    out.push_str(&words);
+                }
+            }
         }
         at = to;
     }
@@ -200,6 +221,20 @@ mod tests {
     fn a_marker_of_letters_alone_is_deleted() {
         assert_eq!(sanitize_turn("a human b", &["human"]), "a  b");
         assert_eq!(sanitize_turn("((((a) <a> ((a", &["((a", "(a)"]).matches("((a").count(), 0);
+    }
+
+    #[test]
+    fn deep_nesting_takes_no_more_passes_than_shallow() {
+        for (open, core, close, markers) in
+            [("hu", "human", "man", ["human"]), ("<hu", "<human>", "man>", ["x"]), ("<", "|", "|>", ["<|"])]
+        {
+            for depth in [30, 300] {
+                let nested = format!("{}{core}{}", open.repeat(depth), close.repeat(depth));
+                let (clean, passes) = settle(&nested, &markers);
+                assert!(passes <= PASSES + 3, "{nested}: {passes}");
+                assert_eq!(settle(&clean, &markers).0, clean, "{nested}");
+            }
+        }
     }
 
     #[test]

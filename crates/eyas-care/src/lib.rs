@@ -6,8 +6,9 @@
 //! phone numbers and posing as a human. [`Care::questionnaires`] and [`score`] are the self-assessments, and
 //! [`sanitize_turn`] keeps text from forging turns.
 //!
-//! Everything that a clinician may want to read or change is in four files beside the source: `rules.toml`, `texts.toml`,
-//! `helplines.toml` and `questionnaires.toml`. An operator's own file is laid over them ([`Care::from_file`]).
+//! Everything that a clinician may want to read or change is in TOML files beside the source: `rules.toml` and its parts by
+//! subject, `hints.toml` with `weights.toml`, `answers.toml`, `texts.toml`, `helplines.toml` and `questionnaires.toml`. One
+//! file of an operator's own is laid over all of them ([`Care::from_file`]).
 //!
 //! ```
 //! use eyas_care::{Care, Category, Language, Turn};
@@ -29,6 +30,7 @@ mod care;
 mod detector;
 mod error;
 mod helplines;
+mod hints;
 mod injection;
 mod numbers;
 mod pattern;

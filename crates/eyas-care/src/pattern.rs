@@ -18,7 +18,7 @@
 //! | `^`, `$` | start and end of a clause (at punctuation) |
 //! | `^^`, `$$` | start and end of the message |
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -45,6 +45,9 @@ enum Element {
 /// A compiled pattern.
 #[derive(Debug, Clone)]
 pub(crate) struct Pattern(Vec<Element>);
+
+/// So many marks more than words may stand in a gap.
+const MARKS: usize = 8;
 
 /// Where a pattern matched: tokens `start..end`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -230,12 +233,19 @@ type ClassEnds = HashMap<(usize, usize), Rc<[usize]>>;
 pub(crate) struct Matcher<'a> {
     classes: &'a Classes,
     pub(crate) tokens: &'a [Token],
+    /// The first word, and the end of the last.
+    words: (usize, usize),
     seen: RefCell<ClassEnds>,
+    /// How many steps were taken, for tests of how the work grows.
+    pub(crate) steps: Cell<usize>,
 }
 
 impl<'a> Matcher<'a> {
     pub(crate) fn new(classes: &'a Classes, tokens: &'a [Token]) -> Self {
-        Self { classes, tokens, seen: RefCell::default() }
+        let is_word = |token: &Token| !token.is_mark();
+        let first = tokens.iter().position(is_word).unwrap_or(tokens.len());
+        let end = tokens.iter().rposition(is_word).map_or(0, |last| last + 1);
+        Self { classes, tokens, words: (first, end), seen: RefCell::default(), steps: Cell::new(0) }
     }
 
     /// Every start where a pattern matches, with its shortest end.
@@ -263,6 +273,14 @@ impl<'a> Matcher<'a> {
         patterns.iter().any(|pattern| self.find_all(pattern).into_iter().any(&mut accept))
     }
 
+    /// Every place of [`Self::find_all`] for all of the patterns, by start.
+    pub(crate) fn find_any(&self, patterns: &[Pattern]) -> Vec<Span> {
+        let mut spans: Vec<Span> = patterns.iter().flat_map(|pattern| self.find_all(pattern)).collect();
+        spans.sort_unstable_by_key(|span| (span.start, span.end));
+        spans.dedup();
+        spans
+    }
+
     fn ends(&self, elements: &[Element], start: usize) -> Vec<usize> {
         let mut at = vec![start];
         for element in elements {
@@ -281,6 +299,7 @@ impl<'a> Matcher<'a> {
     }
 
     fn step(&self, element: &Element, at: usize, next: &mut Vec<usize>) {
+        self.steps.set(self.steps.get() + 1);
         let token = self.tokens.get(at);
         let mut when = |holds: bool, to: usize| {
             if holds {
@@ -293,15 +312,15 @@ impl<'a> Matcher<'a> {
             Element::Number => when(token.is_some_and(Token::is_number), at + 1),
             Element::ClauseStart => when(at == 0 || self.tokens[at - 1].is_mark(), at),
             Element::ClauseEnd => when(token.is_none_or(Token::is_mark), at),
-            Element::MessageStart => when(self.tokens[..at].iter().all(Token::is_mark), at),
-            Element::MessageEnd => when(self.tokens[at..].iter().all(Token::is_mark), at),
+            Element::MessageStart => when(at <= self.words.0, at),
+            Element::MessageEnd => when(at >= self.words.1, at),
             Element::Not(all) => when(all.iter().all(|elements| self.ends(elements, at).is_empty()), at),
             Element::NotAfter(words) => when(at == 0 || !words.contains(&self.tokens[at - 1].text), at),
             Element::Gap { most, across } => {
-                // Commas and quotation marks cost nothing.
+                // Commas and quotation marks cost nothing, but not without end.
                 let mut left = *most;
                 next.push(at);
-                for (to, token) in self.tokens.iter().enumerate().skip(at) {
+                for (to, token) in self.tokens.iter().enumerate().skip(at).take(2 * most + MARKS) {
                     if token.is_stop() && !across {
                         break;
                     }

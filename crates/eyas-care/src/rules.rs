@@ -1,4 +1,4 @@
-//! The four files as one value: read, merged with an operator's text, checked.
+//! The files as one value: read, merged with an operator's text, checked.
 
 use std::collections::BTreeMap;
 
@@ -14,8 +14,14 @@ use crate::pattern::{Matcher, Pattern};
 use crate::questionnaire;
 use crate::types::{Bilingual, Category};
 
-const BUILTIN: [&str; 4] = [
+const BUILTIN: [&str; 10] = [
     include_str!("../rules.toml"),
+    include_str!("../spelling.toml"),
+    include_str!("../classes.toml"),
+    include_str!("../idioms.toml"),
+    include_str!("../answers.toml"),
+    include_str!("../hints.toml"),
+    include_str!("../weights.toml"),
     include_str!("../texts.toml"),
     include_str!("../helplines.toml"),
     include_str!("../questionnaires.toml"),

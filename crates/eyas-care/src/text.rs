@@ -45,6 +45,15 @@ impl Token {
         matches!(self.text.as_str(), "." | "?" | "," | "\"")
     }
 
+    /// One Chinese character.
+    pub(crate) fn is_han(&self) -> bool {
+        let mut chars = self.text.chars();
+        chars
+            .next()
+            .is_some_and(|c| matches!(c as u32, 0x3400..=0x9FFF | 0xF900..=0xFAFF | 0x20000..=0x3FFFF))
+            && chars.next().is_none()
+    }
+
     /// Digits only.
     pub(crate) fn is_number(&self) -> bool {
         self.text.bytes().all(|b| b.is_ascii_digit())

@@ -1,4 +1,4 @@
-//! The four files, and what an operator lays over them.
+//! The built-in files, and what an operator lays over them.
 
 use std::collections::BTreeSet;
 
@@ -13,6 +13,47 @@ fn concern(category: Category) -> Concern {
 
 fn questionnaire(care: &Care, id: &str) -> Questionnaire {
     care.questionnaires(Language::En).into_iter().find(|q| q.id == id).expect(id)
+}
+
+/// Every text in Traditional Chinese, with the place where it stands.
+fn chinese(place: &str, value: &toml::Value, out: &mut Vec<(String, String)>) {
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                match value {
+                    toml::Value::String(text) if key == "zh-Hant" => {
+                        out.push((place.to_owned(), text.clone()))
+                    }
+                    value => chinese(&format!("{place}.{key}"), value, out),
+                }
+            }
+        }
+        toml::Value::Array(all) => all.iter().for_each(|value| chinese(place, value, out)),
+        _ => {}
+    }
+}
+
+#[test]
+fn chinese_sentences_have_full_width_signs() {
+    let is_han = |c: Option<&char>| c.is_some_and(|c| ('\u{3400}'..='\u{9fff}').contains(c));
+    let mut texts = Vec::new();
+    for (name, file) in [
+        ("texts", include_str!("../texts.toml")),
+        ("helplines", include_str!("../helplines.toml")),
+        ("questionnaires", include_str!("../questionnaires.toml")),
+    ] {
+        chinese(name, &toml::Value::Table(file.parse().expect("TOML")), &mut texts);
+    }
+    assert!(texts.len() > 100, "{} texts", texts.len());
+    for (place, text) in texts {
+        let chars: Vec<char> = text.chars().collect();
+        for (at, sign) in
+            chars.iter().enumerate().filter(|(_, c)| matches!(c, ',' | ';' | ':' | '?' | '!' | '(' | ')'))
+        {
+            let before = at.checked_sub(1).and_then(|at| chars.get(at));
+            assert!(!is_han(before) && !is_han(chars.get(at + 1)), "{place}: {sign} in {text}");
+        }
+    }
 }
 
 #[test]

@@ -102,6 +102,21 @@ proptest! {
         prop_assert_eq!(sanitize_turn(&clean, &MARKERS), clean);
     }
 
+    /// Whatever a caller takes for a marker, what came out goes through unchanged.
+    #[test]
+    fn any_marker_settles(
+        text in "[<>|:()a-c\\[\\] \n]{0,30}",
+        soup in any::<String>(),
+        marker in "[<>|:()a-c\\[\\] ]{0,4}",
+        other in any::<String>(),
+    ) {
+        for text in [&text, &soup] {
+            let markers = [MARKERS[0], &marker, &other];
+            let clean = sanitize_turn(text, &markers);
+            prop_assert_eq!(sanitize_turn(&clean, &markers), clean, "{:?} with {:?}", text, markers);
+        }
+    }
+
     /// Any text at all is read without a panic, by everything.
     #[test]
     fn any_text_is_read(text in any::<String>(), other in ".{0,80}") {

@@ -210,20 +210,22 @@ impl Spelling {
     }
 
     /// `自。殺`: punctuation inside a key of Chinese characters.
-    fn join_characters(&self, mut tokens: Vec<Token>) -> Vec<Token> {
-        let mut at = 1;
-        while at + 1 < tokens.len() {
-            let (before, after) = (&tokens[at - 1].text, &tokens[at + 1]);
-            let hidden = tokens[at].is_mark()
-                && tokens[at].glued
-                && after.glued
-                && self.keys.iter().any(|key| key.strip_prefix(before.as_str()) == Some(after.text.as_str()));
-            if hidden {
-                tokens.remove(at);
+    fn join_characters(&self, tokens: Vec<Token>) -> Vec<Token> {
+        let mut out: Vec<Token> = Vec::with_capacity(tokens.len());
+        let mut tokens = tokens.into_iter().peekable();
+        while let Some(token) = tokens.next() {
+            let hidden = token.is_mark()
+                && token.glued
+                && out.last().zip(tokens.peek()).is_some_and(|(before, after)| {
+                    let parts =
+                        |key: &String| key.strip_prefix(before.text.as_str()) == Some(after.text.as_str());
+                    after.glued && self.keys.iter().any(parts)
+                });
+            if !hidden {
+                out.push(token);
             }
-            at += 1;
         }
-        tokens
+        out
     }
 
     /// `k m s`, `d.i.e`, `i w a n t t o d i e`: single letters in a row that spell known words.

@@ -1,0 +1,226 @@
+//! The second reading of a message: what it speaks of, weighed.
+//!
+//! Rules foresee phrases; people find other words. Here the message is taken as a set of hints: subjects from a lexicon,
+//! pairs of subjects in one sentence, words, and words in a row. Each has a weight for each category, learned from written
+//! messages by `tools/care/fit_hints.py` and kept as a table that can be read and changed. The weights of the hints found
+//! are added and divided by the root of their number; a softmax over the categories and "nothing" makes them chances.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use serde::Deserialize;
+
+use crate::error::{Result, rule_error};
+use crate::text::{Spelling, Token, tokens};
+use crate::types::Category;
+
+/// `hints.toml` and `weights.toml` as they are written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct HintsEntry {
+    threshold: f32,
+    subjects: BTreeMap<String, Vec<String>>,
+    categories: [Category; Category::ALL.len()],
+    bias: Weights,
+    weights: BTreeMap<String, Weights>,
+}
+
+/// One weight for each category, in the order of the file's `categories`.
+type Weights = [f32; Category::ALL.len()];
+
+/// The hints, ready.
+#[derive(Debug)]
+pub(crate) struct Hints {
+    threshold: f32,
+    lexicon: Lexicon,
+    categories: [Category; Category::ALL.len()],
+    bias: Weights,
+    weights: HashMap<String, Weights>,
+}
+
+/// What the hints of a message come to.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Reading {
+    /// The chance that a trained reader would ask, from 0 to 1.
+    pub(crate) chance: f32,
+    /// The likeliest category.
+    pub(crate) category: Category,
+    /// The hints that spoke for it most, strongest first.
+    pub(crate) strongest: Vec<String>,
+}
+
+/// Fewer hints are weighed as if there were so many: a short message says little. As in `tools/care/fit_hints.py`.
+const FEWEST: usize = 10;
+
+/// How many hints are named as the reason.
+const NAMED: usize = 4;
+
+impl HintsEntry {
+    /// Compiles the entry; subjects are spelled as messages are.
+    pub(crate) fn compile(self, spelling: &Spelling) -> Result<Hints> {
+        if !(self.threshold > 0.0 && self.threshold < 1.0) {
+            return Err(rule_error("hints.threshold", "a chance between 0 and 1 is needed"));
+        }
+        let mut all = self.categories;
+        all.sort_unstable();
+        if all != Category::ALL {
+            return Err(rule_error("hints.categories", "each category is needed, once"));
+        }
+        if let Some((name, _)) =
+            self.weights.iter().find(|(_, weights)| weights.iter().any(|w| !w.is_finite()))
+        {
+            return Err(rule_error(format!("hints.weights.\"{name}\""), "a weight is a finite number"));
+        }
+        Ok(Hints {
+            threshold: self.threshold,
+            lexicon: Lexicon::new(&self.subjects, spelling)?,
+            categories: self.categories,
+            bias: self.bias,
+            weights: self.weights.into_iter().collect(),
+        })
+    }
+}
+
+impl Hints {
+    /// Everything in a message that could be a hint, known or not.
+    pub(crate) fn names(&self, tokens: &[Token]) -> BTreeSet<String> {
+        let mut found = BTreeSet::new();
+        for sentence in tokens.split(Token::is_stop) {
+            let subjects: Vec<&str> = self.lexicon.subjects(sentence).into_iter().collect();
+            for (at, first) in subjects.iter().enumerate() {
+                found.insert(format!("@{first}"));
+                found.extend(subjects[at + 1..].iter().map(|second| format!("@{first} + @{second}")));
+            }
+        }
+        for (at, token) in tokens.iter().enumerate() {
+            if token.text == "?" || token.text == "\"" {
+                found.insert(token.text.clone());
+            }
+            if token.is_mark() {
+                continue;
+            }
+            let mut row = stem(&token.text).to_owned();
+            let mut is_han = token.is_han();
+            found.insert(row.clone());
+            for next in tokens[at + 1..].iter().take(2).take_while(|next| !next.is_mark()) {
+                // Two words in a row, or up to three characters.
+                if row.contains(' ') || (row.chars().count() > 1 && is_han && !next.is_han()) {
+                    break;
+                }
+                if !(is_han && next.is_han()) {
+                    row.push(' ');
+                }
+                is_han = next.is_han();
+                row.push_str(stem(&next.text));
+                found.insert(row.clone());
+            }
+        }
+        found
+    }
+
+    /// Weighs a message; nothing where it holds no hint that has a weight.
+    pub(crate) fn read(&self, tokens: &[Token]) -> Option<Reading> {
+        let names = self.names(tokens);
+        let found: Vec<_> = names.iter().filter_map(|name| Some((name, self.weights.get(name)?))).collect();
+        if found.is_empty() {
+            return None;
+        }
+        let scale = 1.0 / (found.len().max(FEWEST) as f32).sqrt();
+        let mut sums = self.bias;
+        for (_, weights) in &found {
+            for (sum, weight) in sums.iter_mut().zip(*weights) {
+                *sum += weight * scale;
+            }
+        }
+        let powers = sums.map(|sum| sum.min(40.0).exp());
+        let total: f32 = powers.iter().sum();
+        let best = (0..powers.len()).max_by(|a, b| powers[*a].total_cmp(&powers[*b]))?;
+        let mut strongest: Vec<_> = found
+            .iter()
+            .filter(|(_, weights)| weights[best] > 0.0)
+            .map(|(name, w)| (w[best], *name))
+            .collect();
+        strongest.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(b.1)));
+        Some(Reading {
+            chance: total / (1.0 + total),
+            category: self.categories[best],
+            strongest: strongest.into_iter().take(NAMED).map(|(_, name)| name.clone()).collect(),
+        })
+    }
+
+    /// A chance as the weight of evidence: 0.5 at the threshold, so that what is below it needs support.
+    pub(crate) fn evidence(&self, chance: f32) -> f32 {
+        if chance < self.threshold {
+            0.5 * chance / self.threshold
+        } else {
+            0.5 + 0.45 * (chance - self.threshold) / (1.0 - self.threshold)
+        }
+    }
+}
+
+/// A word without its commonest endings, so that "waking" and "wake" differ less.
+fn stem(word: &str) -> &str {
+    ["ing", "ed", "ies", "es", "ly", "s"]
+        .iter()
+        .filter_map(|ending| word.strip_suffix(ending))
+        .find(|start| start.len() >= 3 && start.is_ascii())
+        .unwrap_or(word)
+}
+
+/// Subjects by the words that speak of them.
+#[derive(Debug, Default)]
+struct Lexicon {
+    names: Vec<String>,
+    /// By first word: the words after it, and the subject.
+    phrases: HashMap<String, Vec<(Vec<String>, usize)>>,
+    /// Beginnings of words.
+    starts: HashMap<String, Vec<usize>>,
+}
+
+/// A beginning has at least so many letters.
+const SHORTEST_START: usize = 3;
+
+impl Lexicon {
+    fn new(subjects: &BTreeMap<String, Vec<String>>, spelling: &Spelling) -> Result<Self> {
+        let mut lexicon = Self::default();
+        for (index, (name, phrases)) in subjects.iter().enumerate() {
+            lexicon.names.push(name.clone());
+            for phrase in phrases {
+                if let Some(start) = phrase.strip_suffix('*') {
+                    if start.len() < SHORTEST_START || !start.bytes().all(|b| b.is_ascii_lowercase()) {
+                        let place = format!("hints.subjects.{name} \"{phrase}\"");
+                        return Err(rule_error(place, "before * stand at least three small letters"));
+                    }
+                    lexicon.starts.entry(start.to_owned()).or_default().push(index);
+                    continue;
+                }
+                let words =
+                    tokens(phrase).into_iter().filter(|token| !token.is_mark()).map(|token| token.text);
+                let words = spelling.without_fillers(words.flat_map(|word| spelling.expand(&word)).collect());
+                // A filler says nothing here either.
+                let Some((first, rest)) = words.split_first() else { continue };
+                lexicon.phrases.entry(first.clone()).or_default().push((rest.to_vec(), index));
+            }
+        }
+        Ok(lexicon)
+    }
+
+    fn subjects(&self, sentence: &[Token]) -> BTreeSet<&str> {
+        let mut found = BTreeSet::new();
+        for (at, token) in sentence.iter().enumerate() {
+            for (rest, index) in self.phrases.get(&token.text).into_iter().flatten() {
+                let here = sentence.get(at + 1..at + 1 + rest.len());
+                if here.is_some_and(|here| here.iter().map(|token| &token.text).eq(rest)) {
+                    found.insert(self.names[*index].as_str());
+                }
+            }
+            if token.text.is_ascii() {
+                for end in SHORTEST_START..=token.text.len().min(16) {
+                    for index in self.starts.get(&token.text[..end]).into_iter().flatten() {
+                        found.insert(self.names[*index].as_str());
+                    }
+                }
+            }
+        }
+        found
+    }
+}
