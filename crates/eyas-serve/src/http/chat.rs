@@ -52,17 +52,20 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request) -> Res
         return Err(ApiError::invalid("max_tokens", "is 0; an answer has at least one token"));
     }
 
-    prompt::check_length(&app.models, &turns, remember)?;
-
     // A long conversation takes a while to read, which must not hold up others.
     let (shared, spoken) = (Arc::clone(&app), Arc::clone(&turns));
     let lengths = common.clone();
-    let (care, prompt, length) = blocking(&app, move || {
-        // The prompt first: it tells whether so long a conversation is read at all.
+    let (care, reading) = blocking(&app, move || {
+        let (care, concern) = Careful::new(&shared, &spoken, &extension);
+        // A cry for help is answered, however long it is.
+        if let Some(response) = concern {
+            return Ok((care, Reading::Concern(response)));
+        }
+        prompt::check_length(&shared.models, &spoken, remember)?;
         let model = &shared.models.list()[place];
         let prompt = prompt::chat(&shared.models, model, &spoken, remember, wanted)?;
         let length = lengths.length(asked, default, prompt.len(), shared.models.positions())?;
-        Ok((Careful::new(&shared, &spoken, &extension), prompt, length))
+        Ok((care, Reading::Question { prompt, length }))
     })
     .await??;
 
@@ -75,14 +78,17 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request) -> Res
         answers: Vec::new(),
         care: None,
     });
-    if let Some(response) = &care.concern {
-        app.metrics.care_answers.inc();
-        if let Some(kept) = kept {
-            let (answers, care) = (vec![response.text.clone()], Some(json!(response.category)));
-            store(&app, Exchange { answers, care, ..kept });
+    let (prompt, length) = match reading {
+        Reading::Question { prompt, length } => (prompt, length),
+        Reading::Concern(response) => {
+            app.metrics.care_answers.inc();
+            if let Some(kept) = kept {
+                let (answers, care) = (vec![response.text.clone()], Some(json!(response.category)));
+                store(&app, Exchange { answers, care, ..kept });
+            }
+            return Ok(care_answer(&head, &response, &care, n, streams));
         }
-        return Ok(care_answer(&head, response, &care, n, streams));
-    }
+    };
     params.max_new_tokens = length;
     let question = last_question(&turns);
     let guard = |_| app.cares(CareMode::On).map(|care_of| care_of.care.guard(question, care.language));
@@ -138,18 +144,26 @@ fn last_question(turns: &[Turn]) -> &str {
     turns.iter().rfind(|turn| turn.role == Role::User).map_or("", |turn| &turn.content)
 }
 
+/// What a request turns out to be.
+enum Reading {
+    /// The safety layer answers.
+    Concern(CareResponse),
+    /// The model answers, with at most `length` tokens.
+    Question { prompt: Vec<u32>, length: usize },
+}
+
 /// What the safety layer and the person's consent say about a request.
 struct Careful {
     language: Language,
     region: Option<String>,
-    concern: Option<CareResponse>,
     /// Said before the answer.
     reminder: Option<String>,
     consented: bool,
 }
 
 impl Careful {
-    fn new(app: &App, turns: &[Turn], extension: &Extension) -> Self {
+    /// And the answer to a concern.
+    fn new(app: &App, turns: &[Turn], extension: &Extension) -> (Self, Option<CareResponse>) {
         let last = last_question(turns);
         let language = care::language(extension.language.as_deref(), last);
         let region = app.config.care.region(extension.region.as_deref()).map(str::to_owned);
@@ -162,7 +176,7 @@ impl Careful {
             (Some(storage), Some(consent)) => consent == storage.consent_id(),
             _ => false,
         };
-        Self { language, region, concern, reminder, consented }
+        (Self { language, region, reminder, consented }, concern)
     }
 }
 

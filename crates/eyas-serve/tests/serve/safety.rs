@@ -52,6 +52,19 @@ fn the_conversation_goes_on_after_help() {
 }
 
 #[test]
+fn a_cry_for_help_is_answered_however_long_it_is() {
+    let server = Setup::careful(CareMode::On).start();
+    let asked = format!("{} {CONCERN}.", "The day was long. ".repeat(5_000));
+    let answer = server.chat(&asked, json!({}));
+    assert_eq!(answer.json()["eyas"]["care"]["category"], "suicide");
+    server.chat(&asked.replace(CONCERN, ""), json!({})).is_error(
+        400,
+        "context_length_exceeded",
+        Some("messages"),
+    );
+}
+
+#[test]
 fn the_region_and_language_fall_back() {
     let mut setup = Setup::careful(CareMode::On);
     setup.config.care.default_region = Some("TW".into());
