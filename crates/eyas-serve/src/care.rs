@@ -34,7 +34,8 @@ impl Default for CareSettings {
 
 /// Turns that are read beside the last one.
 const RECENT: usize = 10;
-/// Characters that are read at once, and how many of them are read again with the next, so that what is said in one place is not outweighed by the rest.
+/// Characters that are read at once, so that what is said in one place is not outweighed by the rest, and how many of
+/// them are read again with the next.
 const PIECE: usize = 600;
 const OVERLAP: usize = 150;
 

@@ -56,12 +56,16 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request) -> Res
     let (shared, spoken) = (Arc::clone(&app), Arc::clone(&turns));
     let lengths = common.clone();
     let (care, reading) = blocking(&app, move || {
-        let (care, concern) = Careful::new(&shared, &spoken, &extension);
-        // A cry for help is answered, however long it is.
+        let fits = prompt::check_length(&shared.models, &spoken, remember);
+        // A cry for help is answered, however long it is; of what no model could read, both ends are looked at.
+        let (care, concern) = match fits {
+            Ok(()) => Careful::new(&shared, &spoken, &extension),
+            Err(_) => Careful::new(&shared, &[ends(last_question(&spoken))], &extension),
+        };
         if let Some(response) = concern {
             return Ok((care, Reading::Concern(response)));
         }
-        prompt::check_length(&shared.models, &spoken, remember)?;
+        fits?;
         let model = &shared.models.list()[place];
         let prompt = prompt::chat(&shared.models, model, &spoken, remember, wanted)?;
         let length = lengths.length(asked, default, prompt.len(), shared.models.positions())?;
@@ -142,6 +146,14 @@ pub(super) fn store(app: &Arc<App>, exchange: Exchange) {
 
 fn last_question(turns: &[Turn]) -> &str {
     turns.iter().rfind(|turn| turn.role == Role::User).map_or("", |turn| &turn.content)
+}
+
+/// The beginning and the end of a message.
+fn ends(text: &str) -> Turn {
+    const CHARACTERS: usize = 2000;
+    let start = text.char_indices().nth(CHARACTERS).map_or(text.len(), |(at, _)| at);
+    let end = text.char_indices().nth_back(CHARACTERS).map_or(0, |(at, _)| at).max(start);
+    Turn::new(Role::User, format!("{}\n{}", &text[..start], &text[end..]))
 }
 
 /// What a request turns out to be.
