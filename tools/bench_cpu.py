@@ -89,10 +89,16 @@ def run(command: list, threads: int) -> str:
     return result.stdout + result.stderr
 
 
+def figures(command: list, threads: int) -> dict:
+    """The last line that is a JSON object; libraries print others around it."""
+    lines = [line for line in run(command, threads).splitlines() if line.startswith("{")]
+    return json.loads(lines[-1])
+
+
 def ours(threads: int) -> dict:
     command = [RELEASE / "eyas", "bench", "train", "--device", "cpu", "--threads", str(threads), "--json"]
     shape = ["--shape", "smollm2-135m", "--batch", str(BATCH), "--length", str(LENGTH)]
-    found = json.loads(run(command + shape, threads).strip().splitlines()[-1])
+    found = figures(command + shape, threads)
     return {"train_tok_s": found["tokens_per_second"], "peak_rss_GB": found["peak_bytes"] / 1e9}
 
 
@@ -114,7 +120,7 @@ def main() -> None:
         rows = {"eyas, before": ours(args.threads)}
         for store in stores:
             command = [sys.executable, __file__, "--peer", store, "--model", folder, "--threads", str(args.threads)]
-            rows[f"peer, {store}"] = json.loads(run(command, args.threads).strip().splitlines()[-1])
+            rows[f"peer, {store}"] = figures(command, args.threads)
         rows["eyas, after"] = ours(args.threads)
         print(run([RELEASE / "examples/decode", folder, "--tokens", "128"], args.threads))
     for name, row in rows.items():
