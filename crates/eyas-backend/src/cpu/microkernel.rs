@@ -9,7 +9,7 @@ use std::fmt;
 
 use half::bf16;
 
-use super::panel::Layout;
+use super::panel::{Layout, packed_at};
 use super::simd::Isa;
 
 /// The kernel of the large matrix products.
@@ -75,7 +75,7 @@ impl<E: Element> Term<E> {
     /// The term cut into groups that share scales; a panel has `columns`.
     pub fn groups(self, columns: usize) -> impl Iterator<Item = Self> {
         (0..self.depth).step_by(E::GROUP).map(move |first| {
-            let at = first + first / E::GROUP * E::SCALE;
+            let at = packed_at::<E>(first);
             let (a, b) = (self.a.wrapping_add(at), self.b.wrapping_add(at * columns));
             Self { a, b, depth: E::GROUP.min(self.depth - first), ..self }
         })

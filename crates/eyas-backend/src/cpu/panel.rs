@@ -90,8 +90,8 @@ pub(super) const fn packed_len<K: Kernel>(depth: usize) -> usize {
 }
 
 /// Where depth `start` lies in a row, at the beginning of a group.
-pub(super) const fn packed_at<K: Kernel>(start: usize) -> usize {
-    start + start / K::Element::GROUP * K::Element::SCALE
+pub(super) const fn packed_at<E: Layout>(start: usize) -> usize {
+    start + start / E::GROUP * E::SCALE
 }
 
 /// Elements of the panels of `depth x cols`.
@@ -175,8 +175,8 @@ pub(super) fn pack<K: Kernel>(
             }
         }
         for p in 0..width / K::NR {
-            let panel =
-                &mut panels[p * panel_len + packed_at::<K>(first) * K::NR..][..(rows + scale) * K::NR];
+            let panel = &mut panels[p * panel_len + packed_at::<K::Element>(first) * K::NR..]
+                [..(rows + scale) * K::NR];
             K::Element::pack_rows(staging, width, p * K::NR, panel, K::NR);
         }
     }
@@ -285,7 +285,7 @@ mod tests {
             i16::pack_row(&column, &mut left);
             for first in (0..rows).step_by(group) {
                 let len = group.min(rows - first);
-                let at = packed_at::<K>(first);
+                let at = packed_at::<K::Element>(first);
                 let scale: f32 = bytemuck::pod_read_unaligned(bytemuck::cast_slice(&left[at + len..][..2]));
                 let largest = column[first..first + len].iter().fold(0.0f32, |max, v| max.max(v.abs()));
                 assert_eq!(scale, largest / 4095.0);

@@ -162,7 +162,7 @@ pub(super) unsafe fn multiply_block<K: Kernel>(
                 let len = panels_len::<K>(piece.depth.len(), cols.len());
                 used += len;
                 Operand {
-                    left: &factor.left.rows_from(rows.start)[packed_at::<K>(piece.depth.start)..],
+                    left: &factor.left.rows_from(rows.start)[packed_at::<K::Element>(piece.depth.start)..],
                     stride: factor.left.stride,
                     panels: &panels[used - len..used],
                     depth: padded_depth::<K>(piece.depth.len()),

@@ -10,12 +10,11 @@ mod forward;
 mod tests;
 mod thin;
 
-use std::any::TypeId;
 use std::ops::Range;
 
 use super::dropout::Mask;
 use super::matvec;
-use super::microkernel::{Kernel, PortableF32};
+use super::microkernel::{Element, Kernel, PortableF32};
 use super::scratch::Scratch;
 use super::simd::{Isa, Level};
 use super::*;
@@ -224,7 +223,7 @@ fn project_with<K: Kernel>(
     };
     if tokens <= matvec::TOKENS {
         // What the kernel of many rows keeps in `f32` stays so here.
-        let exact = TypeId::of::<K::Element>() == TypeId::of::<f32>();
+        let exact = K::Element::borrow(&[]).is_some();
         forward.few(hidden, y.rows_mut(tokens), exact);
     } else {
         forward.many::<K>(hidden, y.rows_mut(tokens));
