@@ -7,15 +7,8 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::layout::{ADAPTER_CONFIG, INDEX_ENDING, WEIGHTS};
 use crate::{Error, Format, Result};
-
-/// Names that a model's weights have in a folder, in the order in which `transformers` prefers them.
-const NAMES: [&str; 4] = [
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-];
 
 /// The files of a checkpoint.
 pub(crate) struct Located {
@@ -39,7 +32,7 @@ pub(crate) fn locate(path: &Path) -> Result<Located> {
     if !kind.is_dir() {
         return file_or_index(path);
     }
-    for name in NAMES {
+    for name in WEIGHTS {
         let candidate = path.join(name);
         if candidate.exists() {
             return file_or_index(&candidate);
@@ -60,19 +53,19 @@ pub(crate) fn locate(path: &Path) -> Result<Located> {
 }
 
 fn file_or_index(path: &Path) -> Result<Located> {
-    if path.to_string_lossy().ends_with(".index.json") {
+    if path.to_string_lossy().ends_with(INDEX_ENDING) {
         return read_index(path);
     }
     Ok(Located { files: vec![path.to_path_buf()], index: None })
 }
 
 fn no_weights(folder: &Path) -> Result<Error> {
-    let advice = if folder.join("adapter_config.json").exists() {
+    let advice = if folder.join(ADAPTER_CONFIG).exists() {
         "this is a LoRA adapter: give its base model here, and the adapter as the adapter".to_owned()
     } else {
         let shards = files_ending(folder, ".safetensors")?;
         if shards.is_empty() {
-            format!("looked for {} and *.gguf", NAMES.join(", "))
+            format!("looked for {} and *.gguf", WEIGHTS.join(", "))
         } else {
             format!(
                 "there is {} but no model.safetensors.index.json: download the index too, or give the path of the file",

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use crate::layout::{INDEX_ENDING, WEIGHTS};
 use crate::{Error, Result, SafetensorsWriter, TensorInfo, write_atomic};
 
 /// The name of weights that fit in one file.
-pub const SINGLE_FILE: &str = "model.safetensors";
+const SINGLE_FILE: &str = WEIGHTS[0];
 
 /// Writes a model's tensors into as many files as a largest size asks for, one tensor after the other:
 /// `model.safetensors`, or `model-00001-of-00002.safetensors` and so on with `model.safetensors.index.json`.
@@ -88,7 +89,7 @@ impl ShardedWriter {
             .collect();
         let index = json!({ "metadata": { "total_size": self.total_size() }, "weight_map": map });
         let text = format!("{index:#}\n");
-        write_atomic(&self.folder.join(format!("{SINGLE_FILE}.index.json")), |file| {
+        write_atomic(&self.folder.join(format!("{SINGLE_FILE}{INDEX_ENDING}")), |file| {
             file.write_all(text.as_bytes())
         })
     }

@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 
 use chrono::{DateTime, Local};
 use eyas_checkpoint::gguf::Metadata;
+use eyas_checkpoint::layout::{CHAT_TEMPLATE, TOKENIZER_CONFIG};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Kwargs;
 use minijinja::{AutoEscape, Environment, ErrorKind, Value, context};
@@ -58,10 +59,10 @@ impl ChatTemplate {
     /// # Errors
     /// When a file cannot be read or the template does not parse.
     pub fn from_folder(folder: &Path) -> Result<Option<Self>> {
-        let config_path = folder.join("tokenizer_config.json");
+        let config_path = folder.join(TOKENIZER_CONFIG);
         let config = files::read_json_object(&config_path)?.unwrap_or_default();
         let special_tokens = files::special_token_texts(folder, &config)?;
-        let path = folder.join("chat_template.jinja");
+        let path = folder.join(CHAT_TEMPLATE);
         let source = match files::read_text(&path)? {
             Some(source) => Some(source),
             None => match config.get("chat_template") {

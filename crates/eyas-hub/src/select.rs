@@ -2,39 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use eyas_checkpoint::layout::{
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, GENERATION_CONFIG, INDEX_ENDING, OLD_TOKENIZER_FILES, TOKENIZER,
+    TOKENIZER_FILES, WEIGHTS,
+};
 use serde::Deserialize;
 
 use crate::name::{HubName, is_inside};
 use crate::{Error, Result};
 
-/// A model's description.
-const CONFIG: &str = "config.json";
-/// The file that makes a folder an adapter.
-const ADAPTER_CONFIG: &str = "adapter_config.json";
-/// Weights of an adapter; the later are taken where the earlier are missing.
-const ADAPTER_WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 /// The recipe that eyas leaves beside an adapter.
 const RECIPE: &str = "recipe.toml";
-/// The small files that describe a model, its tokenizer and its turns.
-const DESCRIPTION: [&str; 7] = [
-    CONFIG,
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-];
-/// Tokenizers of older models, which are named in the message that no tokenizer.json is there.
-const OLD_TOKENIZERS: [&str; 4] = ["tokenizer.model", "vocab.json", "merges.txt", "spiece.model"];
-/// A model's weights, in the order in which they are preferred. Pickles are last: eyas reads them without running what
-/// is in them, but others may not.
-const WEIGHTS: [&str; 4] = [
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-];
 
 /// The files of a model: its description and one set of weights. `names` are the files that there are; `read` reads
 /// one, for the list of shards.
@@ -58,7 +36,7 @@ pub(crate) fn model(
             )));
         }
         wanted.push(weights.into());
-        if weights.ends_with(".index.json") {
+        if weights.ends_with(INDEX_ENDING) {
             for shard in shards(name, weights, &read(weights)?)? {
                 if !has(&shard) {
                     return Err(Error::NotFound(format!(
@@ -82,13 +60,13 @@ pub(crate) fn model(
     }
 }
 
+/// The small files that describe a model, its tokenizer and its turns; the tokenizers of older models only where there
+/// is no other, so that a message can name them.
 fn description(names: &[String]) -> Vec<String> {
     let has = |file: &&str| names.iter().any(|known| known == file);
-    let mut wanted: Vec<String> = DESCRIPTION.into_iter().filter(has).map(str::to_owned).collect();
-    if !has(&"tokenizer.json") {
-        wanted.extend(OLD_TOKENIZERS.into_iter().filter(has).map(str::to_owned));
-    }
-    wanted
+    let described = [CONFIG, GENERATION_CONFIG].into_iter().chain(TOKENIZER_FILES);
+    let old = OLD_TOKENIZER_FILES.into_iter().filter(|_| !has(&TOKENIZER));
+    described.chain(old).filter(has).map(str::to_owned).collect()
 }
 
 fn without_weights(name: &HubName, names: &[String]) -> String {

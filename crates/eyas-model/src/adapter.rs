@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use eyas_checkpoint::{Checkpoint, TensorDtype, TensorView, write_atomic, write_safetensors};
+use eyas_checkpoint::{Checkpoint, TensorDtype, TensorView, layout, write_atomic, write_safetensors};
 use serde_json::{Map, Value, json};
 
 use crate::config::Config;
@@ -13,9 +13,9 @@ use crate::lora::{LoraConfig, LoraLayout, LoraTarget, Modules};
 use crate::{Error, Result};
 
 /// The file of an adapter's settings.
-pub const CONFIG_FILE: &str = "adapter_config.json";
+pub const CONFIG_FILE: &str = layout::ADAPTER_CONFIG;
 /// The file of an adapter's weights.
-pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+pub const WEIGHTS_FILE: &str = layout::ADAPTER_WEIGHTS[0];
 const PREFIX: &str = "base_model.model.";
 
 /// A LoRA adapter in host memory.
@@ -74,7 +74,7 @@ impl LoraAdapter {
         })?;
 
         let weights = weights_file(folder).ok_or_else(|| {
-            fail(format!("has neither {WEIGHTS_FILE} nor adapter_model.bin; the folder is incomplete"))
+            fail(format!("has no {}; the folder is incomplete", layout::ADAPTER_WEIGHTS.join(" or ")))
         })?;
         let checkpoint = Checkpoint::open(&weights)?;
         let mut params = vec![0.0; layout.parameters()];
@@ -232,7 +232,7 @@ pub fn save_weights(path: &Path, layout: &LoraLayout, params: &[f32]) -> Result<
 }
 
 fn weights_file(folder: &Path) -> Option<PathBuf> {
-    [WEIGHTS_FILE, "adapter_model.bin"].iter().map(|name| folder.join(name)).find(|path| path.is_file())
+    layout::ADAPTER_WEIGHTS.iter().map(|name| folder.join(name)).find(|path| path.is_file())
 }
 
 /// The settings that matter, after refusing those that would change the result unseen.

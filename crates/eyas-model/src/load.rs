@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use eyas_backend::spec::QuantConfig;
 use eyas_backend::{Backend, Dtype, HostMatrix, NormKind, Storage};
+use eyas_checkpoint::layout::CONFIG;
 use eyas_checkpoint::{Checkpoint, TensorDtype, TensorInfo};
 use eyas_quant::state_dict::{StateTensor, TensorDtype as StateDtype, quant_state_keys};
 use eyas_quant::{Dtype as QuantDtype, Quantized};
@@ -47,7 +48,7 @@ impl ModelSource {
         let checkpoint = Checkpoint::open(path)?;
         let decoder = match checkpoint.gguf_metadata() {
             Some(metadata) => family::from_gguf(metadata)?,
-            None => family::from_config(&Config::read(&folder_of(path).join("config.json"))?)?,
+            None => family::from_config(&Config::read(&folder_of(path).join(CONFIG))?)?,
         };
         let mut source = Self { path: path.to_path_buf(), checkpoint, decoder };
         source.settle_head();

@@ -12,6 +12,7 @@ use std::path::Path;
 
 use eyas_backend::spec::QuantConfig;
 use eyas_backend::{Dtype, LoraSlot, NormKind};
+use eyas_checkpoint::layout::CONFIG;
 use eyas_checkpoint::{SafetensorsWriter, ShardedWriter, TensorDtype, TensorInfo, write_atomic};
 use eyas_quant::{Element, Quantized, Quantizer};
 use half::{bf16, f16};
@@ -76,7 +77,7 @@ pub fn merge(
     let total = writer.total_size();
     writer.write(|tensor, out| merger.tensor(tensor, dtype, out, &mut |done| progress(done, total)))?;
     let text = format!("{config:#}\n");
-    write_atomic(&folder.join("config.json"), |file| file.write_all(text.as_bytes()))?;
+    write_atomic(&folder.join(CONFIG), |file| file.write_all(text.as_bytes()))?;
 
     let written = ModelSource::open(folder)?;
     family::check_same(decoder, written.decoder())?;

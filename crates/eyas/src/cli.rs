@@ -269,13 +269,13 @@ pub struct ChatArgs {
 /// Options of `merge`.
 #[derive(Debug, Args)]
 pub struct MergeArgs {
-    /// The base model: a folder, a GGUF file, or a name in the Hugging Face cache; by default the one that the adapter
+    /// The base model: a folder, a GGUF file, or a name on the hub; by default the one that the adapter
     /// was trained on
     #[arg(long)]
     pub model: Option<String>,
-    /// The adapter's folder
+    /// The adapter's folder, or its name on the hub, `owner/name[@revision]`
     #[arg(long, value_name = "FOLDER")]
-    pub adapter: PathBuf,
+    pub adapter: String,
     /// The folder to write, new or empty
     #[arg(long, value_name = "FOLDER")]
     pub output: PathBuf,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use eyas_backend::Backend;
+use eyas_checkpoint::layout::{ADAPTER_CONFIG, TOKENIZER_FILES};
 use eyas_data::{ChatTemplate, PromptFormat, Tokenizer};
 use eyas_generate::{AdapterId, Engine, EngineOptions, Generator, SamplingParams};
 use eyas_model::{AdapterSettings, LoadOptions, LoraAdapter, Model, ModelSource};
@@ -21,15 +22,6 @@ const RECIPES: [(&str, &str); 3] = [
     ("mental-health", include_str!("../../../recipes/mental-health.toml")),
     ("mental-health-t4", include_str!("../../../recipes/mental-health-t4.toml")),
     ("demo", include_str!("../../../recipes/demo.toml")),
-];
-
-/// The files of a tokenizer in a Hugging Face folder.
-const TOKENIZER_FILES: [&str; 5] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
 ];
 
 /// The file beside an adapter that says how it was trained.
@@ -90,17 +82,7 @@ impl Files {
     pub fn open(name: &str) -> Result<Self> {
         let path = eyas_hub::locate_model(name, &TransferBar::fetching())?;
         let source = ModelSource::open(&path)?;
-        let (tokenizer, template) = match source.checkpoint().gguf_metadata() {
-            Some(metadata) => {
-                let file = source.checkpoint().files().first().map_or(path.as_path(), PathBuf::as_path);
-                (Tokenizer::from_gguf(file, metadata)?, ChatTemplate::from_gguf(metadata)?)
-            }
-            None => {
-                let folder =
-                    if path.is_dir() { path.as_path() } else { path.parent().unwrap_or(Path::new(".")) };
-                (Tokenizer::from_folder(folder)?, ChatTemplate::from_folder(folder)?)
-            }
-        };
+        let (tokenizer, template) = tokenizer(&source)?;
         Ok(Self { name: name.to_owned(), source, tokenizer, template })
     }
 
@@ -115,8 +97,7 @@ impl Files {
                 |(name, text): (&str, String)| ExtraFile { name: name.into(), contents: text.into_bytes() };
             return Ok(files.into_iter().map(extra).collect());
         }
-        let path = self.source.path();
-        let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new(".")) };
+        let folder = self.source.folder();
         let names = TOKENIZER_FILES.into_iter().filter(|name| folder.join(name).is_file());
         names
             .map(|name| {
@@ -150,6 +131,35 @@ impl Files {
     }
 }
 
+/// A model's tokenizer and how it wants turns, from its folder or its GGUF file.
+///
+/// # Errors
+/// When there is no tokenizer, or it is not understood.
+pub fn tokenizer(source: &ModelSource) -> Result<(Tokenizer, Option<ChatTemplate>)> {
+    Ok(match source.checkpoint().gguf_metadata() {
+        Some(metadata) => {
+            let file = source.checkpoint().files().first().map_or(source.path(), PathBuf::as_path);
+            (Tokenizer::from_gguf(file, metadata)?, ChatTemplate::from_gguf(metadata)?)
+        }
+        None => (Tokenizer::from_folder(source.folder())?, ChatTemplate::from_folder(source.folder())?),
+    })
+}
+
+/// The folder of an adapter, here or on the hub.
+///
+/// # Errors
+/// When it is nowhere or holds no adapter.
+pub fn adapter_folder(name: &str) -> Result<PathBuf> {
+    let folder = eyas_hub::locate_adapter(name, &TransferBar::fetching())?;
+    if !folder.join(ADAPTER_CONFIG).is_file() {
+        bail!(
+            "{}: there is no {ADAPTER_CONFIG} in it; --adapter takes the folder that a run wrote",
+            folder.display()
+        );
+    }
+    Ok(folder)
+}
+
 /// The settings of a command that generates: a recipe (the adapter's own where it has one), and the adapter's folder.
 #[derive(Debug)]
 pub struct Settings {
@@ -171,19 +181,11 @@ impl Settings {
     /// When the adapter's folder is not there, a setting is not understood, or no model is named anywhere.
     pub fn new(args: &ModelArgs) -> Result<Self> {
         const DEMO: &str = "runs/demo";
-        let named = args.adapter.as_deref();
-        let named = named.map(|name| eyas_hub::locate_adapter(name, &TransferBar::fetching())).transpose()?;
-        let adapter = match named {
-            Some(folder) if !folder.join(eyas_model::adapter::CONFIG_FILE).is_file() => {
-                bail!(
-                    "{}: there is no {} in it; --adapter takes the folder that a run wrote",
-                    folder.display(),
-                    eyas_model::adapter::CONFIG_FILE
-                )
+        let adapter = match &args.adapter {
+            Some(name) => Some(adapter_folder(name)?),
+            None if args.model.is_none() => {
+                Some(PathBuf::from(DEMO)).filter(|folder| folder.join(ADAPTER_CONFIG).is_file())
             }
-            Some(folder) => Some(folder),
-            None if args.model.is_none() => Some(PathBuf::from(DEMO))
-                .filter(|folder| folder.join(eyas_model::adapter::CONFIG_FILE).is_file()),
             None => None,
         };
         let own = adapter.as_ref().map(|folder| folder.join(RECIPE_FILE)).filter(|file| file.is_file());
@@ -246,7 +248,7 @@ pub fn sampling(recipe: &Recipe, seed: u64) -> SamplingParams {
 pub fn base_model(adapter: &Path) -> Result<String> {
     let name = AdapterSettings::read(adapter)?.base_model;
     if name.is_empty() {
-        let path = adapter.join(eyas_model::adapter::CONFIG_FILE);
+        let path = adapter.join(ADAPTER_CONFIG);
         bail!("{} does not name its base model; give it with --model", path.display());
     }
     Ok(name)

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
+use eyas_checkpoint::layout::{SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
@@ -46,10 +47,10 @@ pub(crate) fn read_json_object(path: &Path) -> Result<Option<Map<String, Value>>
 /// The special tokens' texts, from `tokenizer_config.json`, else from `special_tokens_map.json`. A token is
 /// text, or an object with its text in `content`.
 pub(crate) fn special_token_texts(folder: &Path, config: &Map<String, Value>) -> Result<SpecialTokenTexts> {
-    let map_path = folder.join("special_tokens_map.json");
+    let map_path = folder.join(SPECIAL_TOKENS_MAP);
     let map = read_json_object(&map_path)?.unwrap_or_default();
     let mut texts = SpecialTokenTexts::new();
-    for (path, fields) in [(map_path, &map), (folder.join("tokenizer_config.json"), config)] {
+    for (path, fields) in [(map_path, &map), (folder.join(TOKENIZER_CONFIG), config)] {
         for (key, value) in fields {
             if !key.ends_with("_token") {
                 continue;

@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use eyas_checkpoint::layout::{CONFIG, GENERATION_CONFIG, OLD_TOKENIZER_FILES, TOKENIZER, TOKENIZER_CONFIG};
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
@@ -10,10 +11,9 @@ use super::{SpecialIds, Tokenizer, bos_eos_template, files};
 use crate::error::{Error, Result};
 
 pub(super) fn load(folder: &Path) -> Result<Tokenizer> {
-    let path = folder.join("tokenizer.json");
+    let path = folder.join(TOKENIZER);
     let Some(text) = files::read_text(&path)? else {
-        let old = ["tokenizer.model", "vocab.json", "spiece.model"];
-        let found = old.iter().find(|name| folder.join(name).is_file());
+        let found = OLD_TOKENIZER_FILES.iter().find(|name| folder.join(name).is_file());
         let hint = found.map_or_else(String::new, |name| {
             format!(
                 "; the folder has only the older {name}: load it with AutoTokenizer and save_pretrained \
@@ -31,7 +31,7 @@ pub(super) fn load(folder: &Path) -> Result<Tokenizer> {
             return Err(Error::tokenizer(&path, "contradicts itself: its merges do not fit its vocabulary"));
         }
     };
-    let config_path = folder.join("tokenizer_config.json");
+    let config_path = folder.join(TOKENIZER_CONFIG);
     let config = files::read_json_object(&config_path)?.unwrap_or_default();
     add_declared_tokens(&mut inner, &config_path, &config)?;
     let texts = files::special_token_texts(folder, &config)?;
@@ -50,7 +50,7 @@ pub(super) fn load(folder: &Path) -> Result<Tokenizer> {
         stop: Vec::new(),
     };
     special.eos.into_iter().for_each(|eos| special.add_stop(eos));
-    for name in ["generation_config.json", "config.json"] {
+    for name in [GENERATION_CONFIG, CONFIG] {
         for eos in end_ids(&folder.join(name))? {
             if inner.id_to_token(eos).is_some() {
                 special.add_stop(eos);

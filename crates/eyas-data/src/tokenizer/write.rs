@@ -1,5 +1,6 @@
 //! Writing a tokenizer as `transformers` reads it, for one that comes from elsewhere than a Hugging Face folder.
 
+use eyas_checkpoint::layout::{CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG};
 use serde_json::{Map, Value, json};
 
 use super::Tokenizer;
@@ -15,9 +16,8 @@ impl Tokenizer {
     pub fn to_files(&self, template: Option<&ChatTemplate>) -> Result<Vec<(&'static str, String)>> {
         let tokenizer =
             self.inner.to_string(true).map_err(|error| Error::tokenizer(&self.path, error.to_string()))?;
-        let mut files =
-            vec![("tokenizer.json", tokenizer), ("tokenizer_config.json", format!("{:#}\n", self.config()))];
-        files.extend(template.map(|template| ("chat_template.jinja", template.source().to_owned())));
+        let mut files = vec![(TOKENIZER, tokenizer), (TOKENIZER_CONFIG, format!("{:#}\n", self.config()))];
+        files.extend(template.map(|template| (CHAT_TEMPLATE, template.source().to_owned())));
         Ok(files)
     }
 

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use eyas_backend::Dtype;
 use eyas_checkpoint::gguf::Metadata;
+use eyas_checkpoint::layout::CONFIG;
 
 use crate::config::Config;
 use crate::decoder::{Decoder, Positions};
@@ -30,7 +31,7 @@ pub(crate) fn to_config(source: &ModelSource, dtype: Dtype) -> Result<Value> {
     let decoder = source.decoder();
     let mut config = match source.checkpoint().gguf_metadata() {
         Some(metadata) => from_decoder(decoder, metadata)?,
-        None => today(Config::read(&source.folder().join("config.json"))?.into_values()),
+        None => today(Config::read(&source.folder().join(CONFIG))?.into_values()),
     };
     for key in LEFT_OUT {
         config.shift_remove(key);

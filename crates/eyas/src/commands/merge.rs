@@ -1,14 +1,15 @@
 //! `eyas merge`: an adapter and its base as one model.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use eyas_backend::Dtype;
 use eyas_backend::memory::resident_memory;
+use eyas_checkpoint::layout::{GENERATION_CONFIG, OLD_TOKENIZER_FILES, TOKENIZER_FILES};
 use eyas_checkpoint::{check_free, write_folder};
-use eyas_data::{ChatTemplate, Tokenizer};
+use eyas_data::ChatTemplate;
 use eyas_model::{LoraAdapter, MergeOptions, ModelSource, merge};
 use eyas_quant::QuantConfig;
 use eyas_train::Recipe;
@@ -20,32 +21,13 @@ use crate::progress::LoadBar;
 use crate::session::{self, RECIPE_FILE};
 use crate::transfer::TransferBar;
 
-/// What belongs to a model beside its weights and `config.json`, which are written anew.
-const COPIED: [&str; 12] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-    "LICENSE",
-    "NOTICE",
-];
+/// What belongs to a model besides its weights and description, which are written anew, and its tokenizer.
+const COPIED: [&str; 4] = [GENERATION_CONFIG, "chat_template.json", "LICENSE", "NOTICE"];
 
 pub fn run(args: MergeArgs) -> Result<ExitCode> {
-    let MergeArgs { model, adapter: adapter_folder, output, .. } = args;
-    if !adapter_folder.join(eyas_model::adapter::CONFIG_FILE).is_file() {
-        bail!(
-            "{}: there is no {} in it; --adapter takes the folder that a run wrote",
-            adapter_folder.display(),
-            eyas_model::adapter::CONFIG_FILE
-        );
-    }
+    let MergeArgs { model, adapter, output, .. } = args;
     check_free(&output)?;
+    let adapter_folder = session::adapter_folder(&adapter)?;
     let name = model.map_or_else(|| session::base_model(&adapter_folder), Ok)?;
     let path = eyas_hub::locate_model(&name, &TransferBar::fetching())?;
     let source = ModelSource::open(&path)?;
@@ -115,12 +97,10 @@ fn quantization(recipe: Option<&Recipe>) -> Result<QuantConfig> {
 /// Copies the base's tokenizer and its like, or writes them for a GGUF file; whether there is a chat template.
 fn add_tokenizer(source: &ModelSource, folder: &Path) -> Result<bool> {
     let template = match source.checkpoint().gguf_metadata() {
-        Some(metadata) => {
-            let file = source.checkpoint().files().first().map_or(source.path(), PathBuf::as_path);
-            let template = ChatTemplate::from_gguf(metadata)?;
-            let tokenizer = Tokenizer::from_gguf(file, metadata)?;
+        Some(_) => {
+            let (tokenizer, template) = session::tokenizer(source)?;
             let mut files = tokenizer.to_files(template.as_ref())?;
-            files.push(("generation_config.json", tokenizer.generation_config()));
+            files.push((GENERATION_CONFIG, tokenizer.generation_config()));
             for (name, text) in files {
                 let path = folder.join(name);
                 fs::write(&path, text).with_context(|| path.display().to_string())?;
@@ -128,7 +108,7 @@ fn add_tokenizer(source: &ModelSource, folder: &Path) -> Result<bool> {
             template
         }
         None => {
-            for name in COPIED {
+            for name in TOKENIZER_FILES.into_iter().chain(OLD_TOKENIZER_FILES).chain(COPIED) {
                 let from = source.folder().join(name);
                 if from.is_file() {
                     fs::copy(&from, folder.join(name)).with_context(|| from.display().to_string())?;
@@ -137,7 +117,7 @@ fn add_tokenizer(source: &ModelSource, folder: &Path) -> Result<bool> {
             ChatTemplate::from_folder(source.folder())?
         }
     };
-    if !folder.join("tokenizer.json").is_file() && !folder.join("tokenizer.model").is_file() {
+    if !TOKENIZER_FILES.iter().chain(&OLD_TOKENIZER_FILES).any(|name| folder.join(name).is_file()) {
         eprintln!("note: the base has no tokenizer beside it, so neither has the merged model");
     }
     Ok(template.is_some())

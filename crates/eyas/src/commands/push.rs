@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use eyas_checkpoint::layout::{OLD_TOKENIZER_FILES, TOKENIZER_FILES};
 use eyas_hub::{Contents, DEMO_MODEL, Hub, HubName, Push, PushFile};
 use eyas_model::AdapterSettings;
 use eyas_model::adapter::{CONFIG_FILE, WEIGHTS_FILE};
@@ -24,18 +25,10 @@ const CARD_FILE: &str = "README.md";
 /// Where the demo's model is on the hub: the one here comes in a package.
 const DEMO_BASE: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
 /// Files that go as they are. Nothing else of a run does: no rows, no moments, no checkpoints.
-const AS_THEY_ARE: [&str; 10] = [
-    WEIGHTS_FILE,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    TRAINER_STATE_FILE,
-];
+fn as_they_are() -> impl Iterator<Item = &'static str> {
+    let tokenizer = TOKENIZER_FILES.into_iter().chain(OLD_TOKENIZER_FILES);
+    [WEIGHTS_FILE].into_iter().chain(tokenizer).chain([TRAINER_STATE_FILE])
+}
 
 pub fn run(args: PushArgs) -> Result<ExitCode> {
     let bar = TransferBar::sending();
@@ -220,7 +213,7 @@ impl Bundle {
             contents: Contents::Bytes(text.into_bytes()),
         };
         let mut files = vec![bytes(CARD_FILE, card.clone()), bytes(CONFIG_FILE, rows::pretty(&config))];
-        for file in AS_THEY_ARE {
+        for file in as_they_are() {
             let path = output.join(file);
             if path.is_file() {
                 files.push(PushFile { path: file.into(), contents: Contents::File(path) });
