@@ -35,7 +35,8 @@ pub struct Helpline {
     pub languages: Vec<String>,
     /// The page that publishes the number.
     pub source: String,
-    /// The date (ISO 8601) up to which the entry is known to hold.
+    /// The date (ISO 8601) up to which the entry is known to hold: that of the table, or a later one of the entry or of the
+    /// page that confirms it.
     pub checked: String,
 }
 
@@ -75,6 +76,7 @@ struct RegionEntry {
     name: Bilingual,
     emergency: Vec<Emergency>,
     emergency_source: String,
+    emergency_confirmed: Option<Confirmation>,
     #[serde(default)]
     line: Vec<Line>,
 }
@@ -97,7 +99,73 @@ struct Line {
     hours: String,
     languages: Vec<String>,
     source: String,
+    confirmed: Option<Confirmation>,
     checked: Option<String>,
+}
+
+/// The page on which an entry was found to be as it stands. An entry without one is not confirmed.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Confirmation {
+    page: String,
+    kind: PageKind,
+    /// Of the page, where it has one: `YYYY`, `YYYY-MM` or `YYYY-MM-DD`.
+    dated: Option<String>,
+}
+
+/// Whose page confirms an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum PageKind {
+    /// Of the organisation that runs the line: on the host of `source` or `url`.
+    Own,
+    /// Of another public body, such as a ministry, a health service or a university.
+    Public,
+    /// Of a newspaper, a broadcaster or a press agency.
+    Press,
+    /// Any other page, lists of helplines among them.
+    Other,
+}
+
+impl Confirmation {
+    /// `own` are the addresses of the organisation itself; `None` where the table names none.
+    fn check(&self, own: Option<&[&str]>, place: &str) -> Result<()> {
+        let Some(page) = host(&self.page) else {
+            return Err(rule_error(place, "confirmed.page is the http address of the page that was read"));
+        };
+        let belongs = |address: &&str| host(address).is_some_and(|host| same_domain(page, host));
+        if self.kind == PageKind::Own && own.is_some_and(|own| !own.iter().any(belongs)) {
+            let message =
+                format!("confirmed.kind = \"own\", but {page} is the host neither of source nor of url");
+            return Err(rule_error(place, message));
+        }
+        if self.dated.as_deref().is_some_and(|date| !is_date(date)) {
+            return Err(rule_error(place, "confirmed.dated is YYYY, YYYY-MM or YYYY-MM-DD"));
+        }
+        Ok(())
+    }
+}
+
+/// The host of an http address, without `www.`.
+fn host(address: &str) -> Option<&str> {
+    let rest = address.strip_prefix("https://").or_else(|| address.strip_prefix("http://"))?;
+    let host = rest.split(['/', '?', '#']).next()?;
+    let host = host.strip_prefix("www.").unwrap_or(host);
+    host.contains('.').then_some(host)
+}
+
+/// Equal, or one within the other.
+fn same_domain(a: &str, b: &str) -> bool {
+    let within = |inner: &str, outer: &str| inner.strip_suffix(outer).is_some_and(|rest| rest.ends_with('.'));
+    a == b || within(a, b) || within(b, a)
+}
+
+fn is_date(date: &str) -> bool {
+    let digits = |part: &str, count| part.len() == count && part.bytes().all(|b| b.is_ascii_digit());
+    let mut parts = date.split('-');
+    parts.next().is_some_and(|year| digits(year, 4))
+        && parts.clone().count() <= 2
+        && parts.all(|p| digits(p, 2))
 }
 
 impl HelplineTable {
@@ -111,6 +179,9 @@ impl HelplineTable {
             if entry.emergency.is_empty() {
                 let message = "every region needs an emergency number";
                 return Err(rule_error(format!("helplines.region.{code}.emergency"), message));
+            }
+            if let Some(confirmed) = &entry.emergency_confirmed {
+                confirmed.check(None, &format!("helplines.region.{code}.emergency_confirmed"))?;
             }
             for (index, line) in entry.line.iter().enumerate() {
                 self.check_line(line, &format!("helplines.region.{code}.line[{index}]"))?;
@@ -128,6 +199,10 @@ impl HelplineTable {
         }
         if !line.source.starts_with("https://") {
             return Err(rule_error(place, "source is the https page that publishes the number"));
+        }
+        if let Some(confirmed) = &line.confirmed {
+            let own: Vec<_> = line.url.as_deref().into_iter().chain([line.source.as_str()]).collect();
+            confirmed.check(Some(&own), place)?;
         }
         if !self.hours.contains_key(&line.hours) {
             let known: Vec<_> = self.hours.keys().map(String::as_str).collect();
@@ -168,7 +243,7 @@ impl HelplineTable {
                     hours: self.hours_text("always", language),
                     languages: Vec::new(),
                     source: entry.emergency_source.clone(),
-                    checked: self.checked.clone(),
+                    checked: self.known_to_hold(None, entry.emergency_confirmed.as_ref()),
                 });
             }
             all.extend(entry.line.iter().map(|line| self.line(line, language)));
@@ -231,8 +306,16 @@ impl HelplineTable {
             hours: self.hours_text(&line.hours, language),
             languages: line.languages.clone(),
             source: line.source.clone(),
-            checked: line.checked.clone().unwrap_or_else(|| self.checked.clone()),
+            checked: self.known_to_hold(line.checked.as_deref(), line.confirmed.as_ref()),
         }
+    }
+
+    /// The date of an entry if it has one, else the later of the table's and that of the page that confirms it.
+    fn known_to_hold(&self, checked: Option<&str>, confirmed: Option<&Confirmation>) -> String {
+        let page = confirmed.and_then(|c| c.dated.as_deref()).filter(|date| date.len() == "YYYY-MM-DD".len());
+        checked
+            .unwrap_or_else(|| page.map_or(self.checked.as_str(), |page| page.max(&self.checked)))
+            .to_owned()
     }
 }
 

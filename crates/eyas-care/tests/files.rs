@@ -78,6 +78,49 @@ fn helplines_of_many_regions_emergency_first() {
     }
 }
 
+/// README.md tells how many entries were found confirmed; `confirmed` in the table is what counts.
+#[test]
+fn the_readme_counts_what_is_confirmed() {
+    let table: toml::Table = include_str!("../helplines.toml").parse().expect("TOML");
+    let regions = table["helplines"]["region"].as_table().expect("regions");
+    let (mut lines, mut confirmed, mut emergency) = (0, std::collections::BTreeMap::new(), 0);
+    for region in regions.values() {
+        emergency += usize::from(region.get("emergency_confirmed").is_some());
+        for line in region.get("line").and_then(|line| line.as_array()).into_iter().flatten() {
+            lines += 1;
+            if let Some(kind) = line.get("confirmed").and_then(|c| c["kind"].as_str()) {
+                *confirmed.entry(kind).or_insert(0) += 1;
+            }
+        }
+    }
+    let of = |kind| confirmed.get(kind).copied().unwrap_or(0);
+    let sum: usize = confirmed.values().sum();
+    let readme = include_str!("../README.md").split_whitespace().collect::<Vec<_>>().join(" ");
+    for part in [
+        format!("{sum} of {lines} lines"),
+        format!("{} pages of the organisation itself", of("own")),
+        format!("{} of another public body", of("public")),
+        format!("{} of the press", of("press")),
+        format!("{} other pages and lists", of("other")),
+        format!("Nothing confirms the other {}", lines - sum),
+        format!("{emergency} of {} regions", regions.len()),
+    ] {
+        assert!(readme.contains(&part), "{part}");
+    }
+}
+
+/// A newer page moves the date that is shown; an older one does not.
+#[test]
+fn the_date_is_that_of_the_newest_knowledge() {
+    let care = Care::builtin();
+    let date = |region, phone: &str| {
+        let lines = care.helplines(Some(region), Language::En);
+        lines.into_iter().find(|line| line.phone.as_deref() == Some(phone)).expect(phone).checked
+    };
+    assert_eq!(date("PT", "1411"), "2025-09-10");
+    assert_eq!(date("FR", "3114"), "2025-01-01");
+}
+
 #[test]
 fn known_numbers_are_right() {
     let care = Care::builtin();
@@ -92,6 +135,7 @@ fn known_numbers_are_right() {
         ("SG", "1767"),
         ("DE", "0800 111 0 111"),
         ("FR", "3114"),
+        ("PT", "1411"),
         ("AT", "142"),
         ("CH", "143"),
         ("NL", "113"),
@@ -274,6 +318,18 @@ fn mistakes_of_an_operator_are_named() {
         (
             "[helplines.region.xx]\nname = { en = \"a\", zh-Hant = \"b\" }\nemergency = []\nemergency_source = \"https://a.b\"",
             "helplines.region.xx",
+        ),
+        (
+            "[helplines.region.XX]\nname = { en = \"a\", zh-Hant = \"b\" }\nemergency = [{ number = \"1\" }]\nemergency_source = \"https://a.b\"\nemergency_confirmed = { page = \"a page\", kind = \"other\" }",
+            "confirmed.page",
+        ),
+        (
+            "[[helplines.directory]]\nname = { en = \"a\", zh-Hant = \"b\" }\nkind = \"crisis\"\nphone = \"1\"\nhours = \"always\"\nlanguages = []\nsource = \"https://a.org\"\nconfirmed = { page = \"https://not-a.org/x\", kind = \"own\" }",
+            "confirmed.kind",
+        ),
+        (
+            "[[helplines.directory]]\nname = { en = \"a\", zh-Hant = \"b\" }\nkind = \"crisis\"\nphone = \"1\"\nhours = \"always\"\nlanguages = []\nsource = \"https://a.org\"\nconfirmed = { page = \"http://help.a.org\", kind = \"own\", dated = \"May 2025\" }",
+            "confirmed.dated",
         ),
         ("[questionnaire.phq-9]\nhelp_items = [9]", "help_items"),
         ("[lower.past]\nspares = [\"no_rule\"]", "no_rule"),
