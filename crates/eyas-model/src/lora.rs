@@ -151,7 +151,8 @@ impl LoraLayout {
                 .map(|(.., linear)| linear.path)
                 .collect();
             return Err(Error::Lora(format!(
-                "target_modules {} matches no linear layer; a block's layers are {}",
+                "target_modules {} matches no linear layer; a block's layers are {}, and target_modules = \"all-linear\" takes \
+                 them all",
                 serde_json::to_string(&layout.config.target_modules).unwrap_or_default(),
                 known.join(", ")
             )));

@@ -83,9 +83,8 @@ pub struct PushArgs {
 /// Options of `estimate`.
 #[derive(Debug, Args)]
 pub struct EstimateArgs {
-    /// The recipe: a TOML file, or the name of a built-in one
-    #[arg(default_value = "mental-health")]
-    pub recipe: String,
+    /// The recipe: a TOML file, or the name of a built-in one [default: mental-health, on every linear layer]
+    pub recipe: Option<String>,
     /// The model: a folder, a GGUF file, or a name on the hub
     #[arg(long, conflicts_with = "shape")]
     pub model: Option<String>,

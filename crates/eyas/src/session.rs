@@ -27,13 +27,6 @@ const RECIPES: [(&str, &str); 3] = [
 /// The file beside an adapter that says how it was trained.
 pub const RECIPE_FILE: &str = "recipe.toml";
 
-/// Reads a recipe, a file or one inside the program by its name, and changes keys of it.
-pub fn recipe_with(name: &str, set: &[String]) -> Result<Recipe> {
-    let mut recipe = recipe(name)?;
-    change(&mut recipe, set)?;
-    Ok(recipe)
-}
-
 /// Changes keys of a recipe, `key=value` each.
 pub fn change(recipe: &mut Recipe, set: &[String]) -> Result<()> {
     for assignment in set {

@@ -17,7 +17,16 @@ use crate::session;
 use crate::transfer::TransferBar;
 
 pub fn run(device: Choice, args: EstimateArgs) -> Result<ExitCode> {
-    let mut recipe = session::recipe_with(&args.recipe, &args.set)?;
+    let mut recipe = match &args.recipe {
+        Some(name) => session::recipe(name)?,
+        None => {
+            // Its modules have Falcon's names, and all of them are linear layers.
+            let mut recipe = session::builtin("mental-health")?;
+            recipe.set("target_modules=all-linear")?;
+            recipe
+        }
+    };
+    session::change(&mut recipe, &args.set)?;
     device.limit(&mut recipe);
     recipe.validate()?;
     let length = args.length.unwrap_or(recipe.data.max_length);
