@@ -132,6 +132,8 @@ for (const size of /** @type {(keyof typeof SIZES)[]} */ (Object.keys(SIZES))) {
       "base-uri 'none'",
       "form-action 'none'",
       "frame-ancestors 'none'",
+      "require-trusted-types-for 'script'",
+      "trusted-types 'none'",
     ];
     for (const part of parts) assert.ok(policy.includes(part), part);
     assert.doesNotMatch(policy, /unsafe|https?:/);
