@@ -129,6 +129,13 @@ onSizes(
     await site.side();
     await page.selectOption("#theme", "system");
     assert.ok(!(await light()));
+    await page.emulateMedia({ colorScheme: "light" });
+    await page.waitForFunction(() => document.documentElement.dataset.theme === "light");
+    assert.ok(await light(), "light with the system");
+    await page.selectOption("#theme", "dark");
+    await page.emulateMedia({ colorScheme: "dark" });
+    await page.emulateMedia({ colorScheme: "light" });
+    assert.ok(!(await light()), "what was chosen holds");
   },
   { colorScheme: "dark" },
 );
