@@ -34,6 +34,8 @@ const POLICY = [
   "base-uri 'none'",
   "form-action 'none'",
   "frame-ancestors 'none'",
+  "require-trusted-types-for 'script'",
+  "trusted-types 'none'",
 ].join("; ");
 
 const wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms));

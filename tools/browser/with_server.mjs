@@ -1,7 +1,7 @@
 /**
  * Starts a real server on a free port, runs the tests that need one, and stops it.
  *
- *     node with_server.mjs ../../target/debug/eyas serve --model SmolLM2-135M-Instruct
+ *     node with_server.mjs ../../target/debug/eyas serve --model BASE --adapter one=FOLDER --adapter two=FOLDER
  */
 import { spawn } from "node:child_process";
 

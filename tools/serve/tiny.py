@@ -18,8 +18,10 @@ CHAT_TEMPLATE = (
 )
 
 
-def make(folder: Path) -> tuple[Path, Path]:
-    """Writes the model and its adapter; returns their folders."""
+def make(
+    folder: Path, hidden: int = 64, layers: int = 2, positions: int = 512, eos_scale: float = 1.0
+) -> tuple[Path, Path]:
+    """Writes the model and its adapter; returns their folders. A small `eos_scale` keeps it from ending by chance."""
     base, adapter = folder / "tiny-llama", folder / "tiny-adapter"
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -35,11 +37,12 @@ def make(folder: Path) -> tuple[Path, Path]:
 
     torch.manual_seed(11)
     config = LlamaConfig(
-        vocab_size=len(fast), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.2, eos_token_id=fast.eos_token_id,
-        bos_token_id=None, pad_token_id=fast.pad_token_id, tie_word_embeddings=False,
+        vocab_size=len(fast), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=positions, initializer_range=0.2,
+        eos_token_id=fast.eos_token_id, bos_token_id=None, pad_token_id=fast.pad_token_id, tie_word_embeddings=False,
     )
     model = LlamaForCausalLM(config)
+    model.lm_head.weight.data[fast.eos_token_id] *= eos_scale
     model.save_pretrained(base)
     tuned = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
     tuned.peft_config["default"].base_model_name_or_path = str(base)

@@ -189,6 +189,8 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
     fn add(&self, tokens: usize, x: &Self::Tensor, y: &mut Self::Tensor) -> Result<()>;
     /// `y = x`, `[tokens, n]`.
     fn copy(&self, tokens: usize, x: &Self::Tensor, y: &mut Self::Tensor) -> Result<()>;
+    /// Copies rows of a matrix over as many others of it, which they must not overlap, from row `to` on.
+    fn copy_rows(&self, tensor: &mut Self::Tensor, from: Range<usize>, to: usize) -> Result<()>;
 
     // --- Projections ---
 

@@ -1,5 +1,7 @@
 //! What the operations are told: shapes, layouts and constants, none of it on a device but the frozen weights.
 
+use std::ops::Range;
+
 use crate::backend::{Backend, DeviceTensor};
 use crate::{Error, Result};
 pub use eyas_quant::QuantConfig;
@@ -358,4 +360,20 @@ pub fn check_shape(
         op,
         reason: format!("{name} is {have_rows} x {have_cols}; at least {rows} rows of {cols} are needed"),
     })
+}
+
+/// Checks the rows of a copy inside a tensor, and returns its columns.
+///
+/// # Errors
+/// When rows are outside the tensor, or overlap.
+pub fn check_copy_rows(tensor: &impl DeviceTensor, from: &Range<usize>, to: usize) -> Result<usize> {
+    let (rows, cols) = tensor.shape();
+    let is_inside = |start: usize| start.checked_add(from.len()).is_some_and(|end| end <= rows);
+    if !is_inside(from.start) || !is_inside(to) || to.abs_diff(from.start) < from.len() {
+        let reason = format!(
+            "rows {from:?} cannot be copied to row {to} and those after it; they must not overlap, and there are {rows}"
+        );
+        return Err(Error::Shape { op: "copy_rows", reason });
+    }
+    Ok(cols)
 }

@@ -61,6 +61,15 @@ fn positions_beyond_the_tables() {
 }
 
 #[test]
+fn rows_that_cannot_be_copied() {
+    let backend = backend();
+    let mut tensor = zeros(6, 2);
+    for (from, to) in [(0..3, 2), (2..5, 0), (0..2, 5), (5..7, 0), (0..1, 0), (0..2, usize::MAX)] {
+        assert_says(backend.copy_rows(&mut tensor, from, to), "must not overlap, and there are 6");
+    }
+}
+
+#[test]
 fn shapes_that_do_not_fit() {
     let backend = backend();
     let layout = QkvLayout::contiguous(2, 1, 8);

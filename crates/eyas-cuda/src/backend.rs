@@ -312,6 +312,10 @@ impl Backend for CudaBackend {
         self.timed("copy", String::new, || self.run_copy(tokens, x, y))
     }
 
+    fn copy_rows(&self, tensor: &mut CudaTensor, from: Range<usize>, to: usize) -> Result<()> {
+        self.timed("copy_rows", String::new, || self.run_copy_rows(tensor, from, to))
+    }
+
     fn project(
         &self,
         tokens: usize,

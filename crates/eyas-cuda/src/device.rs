@@ -276,6 +276,17 @@ impl Device {
             .map_err(|e| self.error("copying from it", e))
     }
 
+    /// Queues a copy on the card.
+    ///
+    /// # Safety
+    /// Both ranges are of live buffers, and do not overlap.
+    pub(crate) unsafe fn copy_on(&self, to: Ptr, from: Ptr, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: as the caller promises.
+        unsafe { result::memcpy_dtod_async(to.0, from.0, bytes, self.stream) }
+            .map_err(|e| self.error("copying on it", e))
+    }
+
     /// A point in the stream.
     pub(crate) fn event(self: &Arc<Self>) -> Result<Event> {
         self.bind()?;

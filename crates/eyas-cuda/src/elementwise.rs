@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use eyas_backend::Result;
+use eyas_backend::spec::check_copy_rows;
+use eyas_backend::{DeviceTensor, Result};
 
 use crate::backend::CudaBackend;
 use crate::kernels::{Grid, args};
@@ -45,6 +46,16 @@ impl CudaBackend {
 
     pub(crate) fn run_copy(&self, tokens: usize, x: &CudaTensor, y: &mut CudaTensor) -> Result<()> {
         self.rows_op("copy", "copy_rows", tokens, x, y)
+    }
+
+    pub(crate) fn run_copy_rows(&self, tensor: &mut CudaTensor, from: Range<usize>, to: usize) -> Result<()> {
+        let cols = check_copy_rows(tensor, &from, to)?;
+        if from.is_empty() {
+            return Ok(());
+        }
+        let bytes = from.len() * cols * tensor.dtype().size();
+        // SAFETY: both ranges are of one live buffer, and were checked not to overlap.
+        unsafe { self.device.copy_on(tensor.at(to * cols), tensor.at(from.start * cols), bytes) }
     }
 
     fn rows_op(

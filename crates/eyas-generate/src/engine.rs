@@ -3,10 +3,12 @@
 //! Sequences come and go between steps (continuous batching, Yu et al. 2022). A step runs one token of every
 //! sequence that is being answered and a share of the prompts that are still being read, on one flat axis and
 //! without padding; sequences that use the same adapter share a pass over the weights. A slot of the cache outlives
-//! its sequence: the next prompt that starts with the same tokens is read from where they part.
+//! its sequence: the next prompt that starts with the same tokens is read from where they part. Prompts that come
+//! while another one with the same start is being read wait for it and copy what it left in the cache.
 
 mod adapters;
 mod sequence;
+mod sharing;
 mod slots;
 
 use eyas_backend::{Backend, FlatBatch, IGNORE_INDEX};
@@ -324,6 +326,7 @@ impl<'m, B: Backend> Engine<'m, B> {
             sampler,
             pending: request.prompt[reused..].iter().copied().collect(),
             produced: 0,
+            may_share: request.prompt_logprobs.is_none(),
             prompt_logprobs: request.prompt_logprobs,
         });
         Ok(id)
@@ -346,6 +349,7 @@ impl<'m, B: Backend> Engine<'m, B> {
     /// When the device fails. No sequence has moved then beyond the events that were appended; the step may be
     /// tried again.
     pub fn step(&mut self, events: &mut Vec<Event>) -> Result<()> {
+        self.share_prompts()?;
         self.share_out();
         // A step is hundreds of small operations. On a processor each one started from outside the thread pool costs
         // two switches of threads, about 3 ms a token in all for a model of 30 blocks; from inside, none.
@@ -370,6 +374,7 @@ impl<'m, B: Backend> Engine<'m, B> {
         let mut room = self.options.prefill_chunk;
         self.shares.clear();
         self.shares.extend(self.sequences.iter().map(|sequence| match sequence.pending.len() {
+            _ if sequence.may_share => 0,
             1 => 1,
             pending => {
                 let share = pending.min(room);

@@ -1,5 +1,7 @@
 //! The key/value cache of generation.
 
+use std::ops::Range;
+
 use eyas_backend::Backend;
 
 use crate::Result;
@@ -41,6 +43,19 @@ impl<B: Backend> Cache<B> {
     /// Tokens that fit in a slot.
     pub fn positions(&self) -> usize {
         self.positions
+    }
+
+    /// Copies the keys and values at these positions of one slot to another.
+    ///
+    /// # Errors
+    /// When a slot or a position is outside the cache, the slots are the same, or the device fails.
+    pub fn copy(&mut self, backend: &B, from: usize, to: usize, positions: Range<usize>) -> Result<()> {
+        let start = |slot: usize| slot.saturating_mul(self.positions).saturating_add(positions.start);
+        let (rows, to) = (start(from)..start(from).saturating_add(positions.len()), start(to));
+        for tensor in self.blocks.iter_mut().flatten() {
+            backend.copy_rows(tensor, rows.clone(), to)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn block(&mut self, index: usize) -> KeyValues<'_, B> {

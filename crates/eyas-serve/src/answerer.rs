@@ -45,6 +45,11 @@ pub trait Answerer {
     /// Sequences that can be added now.
     fn free_slots(&self) -> usize;
 
+    /// Prompt tokens that were found in the cache so far.
+    fn reused_tokens(&self) -> u64 {
+        0
+    }
+
     /// Adds a sequence under a ticket.
     ///
     /// # Errors

@@ -28,6 +28,10 @@ impl<B: Backend> Answerer for EngineAnswerer<'_, B> {
         self.generator.engine().free_slots()
     }
 
+    fn reused_tokens(&self) -> u64 {
+        self.generator.engine().reused_tokens()
+    }
+
     fn submit(&mut self, ticket: Ticket, ask: Ask) -> Result<()> {
         let Some(&adapter) = self.adapters.get(ask.model) else {
             return Err(Error::Prompt(format!("model {} of the server is not in the engine", ask.model)));

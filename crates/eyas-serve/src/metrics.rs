@@ -30,6 +30,7 @@ pub(crate) struct Metrics {
     pub connections: Gauge,
     pub generated_tokens: Counter,
     pub prompt_tokens: Counter,
+    pub reused_tokens: Counter,
     pub cancelled: Counter,
     pub care_answers: Counter,
     pub first_token: Histogram,
@@ -43,8 +44,8 @@ impl Metrics {
         let requests = Family::<RequestLabels, Counter>::default();
         let (queue, active, connections) = (Gauge::default(), Gauge::default(), Gauge::default());
         let generated_tokens: Counter<u64, AtomicU64> = Counter::default();
-        let (prompt_tokens, cancelled, care_answers) =
-            (Counter::default(), Counter::default(), Counter::default());
+        let (prompt_tokens, reused_tokens) = (Counter::<u64, AtomicU64>::default(), Counter::default());
+        let (cancelled, care_answers) = (Counter::default(), Counter::default());
         let seconds = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
         let first_token = Histogram::new(seconds);
         let each_token = Histogram::new([0.001, 0.0025].into_iter().chain(seconds));
@@ -56,6 +57,11 @@ impl Metrics {
         registry.register("connections", "Open connections", connections.clone());
         registry.register("generated_tokens", "Tokens generated", generated_tokens.clone());
         registry.register("prompt_tokens", "Prompt tokens taken on", prompt_tokens.clone());
+        registry.register(
+            "reused_prompt_tokens",
+            "Prompt tokens that were in the cache and not read again",
+            reused_tokens.clone(),
+        );
         registry.register(
             "cancelled_sequences",
             "Sequences whose client went away or needed no more",
@@ -76,6 +82,7 @@ impl Metrics {
             connections,
             generated_tokens,
             prompt_tokens,
+            reused_tokens,
             cancelled,
             care_answers,
             first_token,

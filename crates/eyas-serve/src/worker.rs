@@ -22,6 +22,7 @@ pub(crate) fn run(answerer: &mut dyn Answerer, queue: &Queue, metrics: &Metrics)
     let mut worker =
         Worker { answerer, metrics, running: HashMap::new(), waiting: VecDeque::new(), next_ticket: 0 };
     let mut said = Vec::new();
+    let mut reused = worker.answerer.reused_tokens();
     loop {
         worker.let_go();
         let wants = worker.waiting.is_empty() && worker.answerer.free_slots() > 0;
@@ -40,6 +41,8 @@ pub(crate) fn run(answerer: &mut dyn Answerer, queue: &Queue, metrics: &Metrics)
             continue;
         }
         let result = worker.answerer.step(&mut said);
+        let before = std::mem::replace(&mut reused, worker.answerer.reused_tokens());
+        metrics.reused_tokens.inc_by(reused.saturating_sub(before));
         for (ticket, what) in said.drain(..) {
             worker.pass_on(ticket, what);
         }

@@ -160,6 +160,7 @@ impl Backend for Counting {
         head_norm_backward(usize, &QkvLayout, f32, &T, &T, &T, &mut T);
         add(usize, &T, &mut T);
         copy(usize, &T, &mut T);
+        copy_rows(&mut T, Range<usize>, usize);
         project(usize, &Projection<Self>, Option<Adapter<'_, Self>>, &T, &mut T, Option<&mut T>, Write);
         project_backward(
             usize, &Projection<Self>, Option<(Adapter<'_, Self>, &mut T)>, &T, Option<&T>, &T, Option<(&mut T, Write)>

@@ -40,19 +40,41 @@ onSizes(
       const seen = [];
       document.addEventListener("securitypolicyviolation", (event) => seen.push(event.effectiveDirective));
       const script = document.createElement("script");
-      script.textContent = "window.hacked = 1";
+      script.append("window.hacked = 1");
       document.body.append(script);
-      document.body.insertAdjacentHTML(
-        "beforeend",
-        "<p style='color: red' id='styled'>x</p><img src='https://evil.example/x.png'>",
-      );
+      const styled = document.createElement("p");
+      styled.setAttribute("style", "color: red");
+      styled.id = "styled";
+      const image = document.createElement("img");
+      image.src = "https://evil.example/x.png";
+      document.body.append(styled, image);
+      // No text becomes markup or code, and nobody can make a policy that lets it.
+      const refused = [
+        () => (document.body.innerHTML = "<p>x</p>"),
+        () => document.body.insertAdjacentHTML("beforeend", "<p>x</p>"),
+        () => (document.createElement("iframe").srcdoc = "<p>x</p>"),
+        () => new DOMParser().parseFromString("<p>x</p>", "text/html"),
+        () => document.createRange().createContextualFragment("<p>x</p>"),
+        () => document.write("<p>x</p>"),
+        () => (document.createElement("script").textContent = "1"),
+        () => (document.createElement("script").src = "/assets/js/main.js"),
+        () => window.trustedTypes.createPolicy("own", { createHTML: (text) => text }),
+      ].map((sink) => {
+        try {
+          sink();
+          return "";
+        } catch (error) {
+          return error.name;
+        }
+      });
       await fetch("https://evil.example/").catch(() => {});
       await new Promise((resolve) => setTimeout(resolve, 200));
-      return { seen, hacked: window.hacked, colour: getComputedStyle(document.getElementById("styled")).color };
+      return { seen, refused, hacked: window.hacked, colour: getComputedStyle(styled).color };
     });
+    assert.deepEqual(blocked.refused, Array(9).fill("TypeError"));
     assert.equal(blocked.hacked, undefined);
     assert.notEqual(blocked.colour, "rgb(255, 0, 0)");
-    for (const directive of ["script-src-elem", "style-src-attr", "img-src", "connect-src"])
+    for (const directive of ["require-trusted-types-for", "style-src-attr", "img-src", "connect-src", "trusted-types"])
       assert.ok(blocked.seen.includes(directive), directive);
     site.complaints = [];
     site.requests = [];
@@ -107,6 +129,13 @@ onSizes(
     await site.side();
     await page.selectOption("#theme", "system");
     assert.ok(!(await light()));
+    await page.emulateMedia({ colorScheme: "light" });
+    await page.waitForFunction(() => document.documentElement.dataset.theme === "light");
+    assert.ok(await light(), "light with the system");
+    await page.selectOption("#theme", "dark");
+    await page.emulateMedia({ colorScheme: "dark" });
+    await page.emulateMedia({ colorScheme: "light" });
+    assert.ok(!(await light()), "what was chosen holds");
   },
   { colorScheme: "dark" },
 );

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::tasks::{TASK, rows_a_task};
 use super::{CpuBatch, CpuTensor, CpuWeight};
 use crate::backend::DeviceTensor;
-use crate::spec::check_shape;
+use crate::spec::{check_copy_rows, check_shape};
 use crate::{Error, Result};
 
 pub(super) fn embed(batch: &CpuBatch, table: &CpuWeight, x: &mut CpuTensor) -> Result<()> {
@@ -47,6 +47,12 @@ pub(super) fn copy(tokens: usize, x: &CpuTensor, y: &mut CpuTensor) -> Result<()
         .par_chunks_mut(TASK)
         .zip(x.rows(tokens).par_chunks(TASK))
         .for_each(|(y, x)| y.copy_from_slice(x));
+    Ok(())
+}
+
+pub(super) fn copy_rows(tensor: &mut CpuTensor, from: Range<usize>, to: usize) -> Result<()> {
+    let cols = check_copy_rows(tensor, &from, to)?;
+    tensor.data.copy_within(from.start * cols..from.end * cols, to * cols);
     Ok(())
 }
 

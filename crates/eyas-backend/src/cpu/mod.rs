@@ -344,6 +344,10 @@ impl Backend for CpuBackend {
         elementwise::copy(tokens, x, y)
     }
 
+    fn copy_rows(&self, tensor: &mut CpuTensor, from: Range<usize>, to: usize) -> Result<()> {
+        elementwise::copy_rows(tensor, from, to)
+    }
+
     fn project(
         &self,
         tokens: usize,

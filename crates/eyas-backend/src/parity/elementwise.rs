@@ -23,6 +23,14 @@ pub(super) fn check<B: Backend>(checker: &mut Checker<'_, B>) -> Result<()> {
         backend.copy(tokens, &x.tensor, &mut y.tensor)?;
         checker.compare("copy", &case, &y.tensor, &x.values, &y.values)?;
 
+        // Both ways, and to the row next to them.
+        let mut z = checker.activation(2 * tokens + 1, n)?;
+        for (from, to) in [(0..tokens, tokens + 1), (tokens + 1..2 * tokens + 1, 1), (0..1, 1)] {
+            backend.copy_rows(&mut z.tensor, from.clone(), to)?;
+            z.values.copy_within(from.start * n..from.end * n, to * n);
+        }
+        checker.compare_within("copy_rows", &case, &z.tensor, &z.values, &[], 0.0)?;
+
         backend.clear(&mut y.tensor)?;
         checker.compare("clear", &case, &y.tensor, &vec![0.0; (tokens + 1) * n], &y.values)?;
 

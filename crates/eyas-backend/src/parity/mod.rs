@@ -22,7 +22,7 @@ use crate::spec::Dtype;
 use crate::{Backend, DeviceTensor, FlatBatch, IGNORE_INDEX, Result};
 
 /// The operations of [`Backend`] that [`check`] compares.
-pub const OPS: [&str; 30] = [
+pub const OPS: [&str; 31] = [
     "clear",
     "offload",
     "download_weight",
@@ -33,6 +33,7 @@ pub const OPS: [&str; 30] = [
     "head_norm_backward",
     "add",
     "copy",
+    "copy_rows",
     "project",
     "project_backward",
     "rope",

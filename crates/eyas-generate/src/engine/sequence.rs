@@ -15,6 +15,8 @@ pub(super) struct Sequence {
     /// Tokens not yet in the cache: the rest of the prompt, then always the last token chosen.
     pub pending: VecDeque<u32>,
     pub produced: usize,
+    /// Whether it may still take the start of its prompt from another slot; see [`super::sharing`].
+    pub may_share: bool,
     /// Alternatives to report for each token of the prompt, if any log-probabilities are.
     pub prompt_logprobs: Option<usize>,
 }

@@ -67,6 +67,12 @@ impl Slots {
         self.slots[number].tokens.len()
     }
 
+    /// Tokens that a slot holds, and the adapter that their keys and values are of.
+    pub(super) fn held(&self, number: usize) -> (&[u32], Option<AdapterId>) {
+        let slot = &self.slots[number];
+        (&slot.tokens, slot.adapter)
+    }
+
     /// Notes tokens that were written to the cache.
     pub(super) fn extend(&mut self, number: usize, tokens: impl Iterator<Item = u32>) {
         self.slots[number].tokens.extend(tokens);

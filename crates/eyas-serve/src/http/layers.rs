@@ -13,10 +13,11 @@ use super::App;
 use crate::metrics::RequestLabels;
 use crate::openai::ApiError;
 
-/// Only the page's own files, and no code or style inside the page: what a model writes can never run.
+/// Only the page's own files, and no code or style inside the page: what a model writes can never run. No text becomes
+/// markup or code either: with no trusted type there is none that a script could hand to `innerHTML` and its like.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
      font-src 'self'; connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; \
-     frame-ancestors 'none'";
+     frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'";
 
 const SECURITY_HEADERS: [(&str, &str); 7] = [
     ("content-security-policy", CONTENT_SECURITY_POLICY),

@@ -123,6 +123,18 @@ fn base_and_adapter_answer_side_by_side_as_each_does_alone() {
 }
 
 #[test]
+fn answers_to_one_prompt_read_it_once() {
+    let server = start();
+    let more = json!({"model": "tuned", "prompt": prompt(30), "max_tokens": 12, "seed": 7, "temperature": 0.8,
+        "ignore_eos": true, "n": 3});
+    let answer = server.post("/v1/completions", &more).json();
+    assert_eq!(answer["choices"].as_array().unwrap().len(), 3);
+    assert_eq!(server.metric("eyas_prompt_tokens_total"), 3.0 * 35.0);
+    // All but the last token of it, whose logits the first tokens of the others are drawn from.
+    assert_eq!(server.metric("eyas_reused_prompt_tokens_total"), 2.0 * 34.0);
+}
+
+#[test]
 fn prompts_are_scored_as_the_evaluator_does() {
     let backend = backend();
     let model = load(&backend);

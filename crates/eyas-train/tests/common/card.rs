@@ -448,6 +448,7 @@ impl Backend for Card {
         head_norm_backward(tokens: usize, layout: &QkvLayout, eps: f32, raw: &T, q: &T, k: &T, dqkv: &mut T);
         add(tokens: usize, x: &T, y: &mut T);
         copy(tokens: usize, x: &T, y: &mut T);
+        copy_rows(tensor: &mut T, from: Range<usize>, to: usize);
         cache_write(
             batch: &CpuBatch, layout: &QkvLayout, positions: usize, qkv: &T, keys: &mut T, values: &mut T
         );

@@ -141,7 +141,7 @@ export class Compare {
         ),
         ...all.map(pairRows),
       ),
-      h("div.row", {}, h("button.quiet", { say: "votes.reset", on: { click: reset } })),
+      h("div.row", {}, h("button.quiet.first", { say: "votes.reset", on: { click: reset } })),
     );
   }
 }

@@ -49,6 +49,7 @@ export function iconButton(name, icon, say, props = {}) {
 /** Lines on a grid of 24, drawn with round strokes. */
 const DRAWINGS = {
   arrow: "M12 19V6M6 11.5 12 5.5l6 6",
+  back: "M19 12H6M11.5 6 5.5 12l6 6",
   chart: "M4 19h16M6 15l4-5 4 3 5-7",
   close: "M6.5 6.5l11 11M17.5 6.5l-11 11",
   columns: "M4.5 5.5h6v13h-6zM13.5 5.5h6v13h-6z",

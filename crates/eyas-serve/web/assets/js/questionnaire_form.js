@@ -42,7 +42,7 @@ export class QuestionnaireForm {
     this.root = h(
       "div.questionnaire",
       {},
-      h("div.row", {}, h("button.quiet", { say: "back", on: { click: close } })),
+      h("div.row", {}, iconButton("button.quiet.first", "back", "back", { on: { click: close } })),
       this.heading,
       h("p", {}, questionnaire.about),
       h("p.notice", { say: "questionnaire.private" }),

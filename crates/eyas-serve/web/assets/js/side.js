@@ -9,6 +9,8 @@ import { LANGUAGES, date, label, loadLanguage } from "./i18n.js";
 /** Short enough for the column. @type {Intl.DateTimeFormatOptions} */
 const WHEN = { month: "short", day: "numeric", hour: "numeric", minute: "2-digit" };
 const THEMES = ["system", "light", "dark"];
+/** What holds where nothing else was chosen. */
+const systemIsDark = matchMedia("(prefers-color-scheme: dark)");
 
 export class Side {
   /**
@@ -131,6 +133,7 @@ export class Side {
       ...THEMES.map((theme) => h("option", { value: theme, say: `theme.${theme}` })),
     );
     select.value = this.app.store.get("theme", "system");
+    systemIsDark.addEventListener("change", () => setTheme(select.value));
     return select;
   }
 
@@ -173,7 +176,7 @@ export class Side {
 }
 
 /** @param {string} theme */
-export function setTheme(theme) {
-  if (theme === "system") delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = theme;
+function setTheme(theme) {
+  const isDark = theme === "system" ? systemIsDark.matches : theme === "dark";
+  document.documentElement.dataset.theme = isDark ? "dark" : "light";
 }

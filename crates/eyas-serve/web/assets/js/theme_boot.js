@@ -1,7 +1,11 @@
-// Before the first paint, so that a page chosen to be dark is never light for a moment.
-try {
-  const theme = JSON.parse(localStorage.getItem("eyas.theme"));
-  if (theme === "light" || theme === "dark") document.documentElement.dataset.theme = theme;
-} catch {
-  // Without storage the system's choice holds.
+// Before the first paint, so that a dark page is never light for a moment.
+{
+  let theme;
+  try {
+    theme = JSON.parse(localStorage.getItem("eyas.theme"));
+  } catch {
+    // Without storage the system's choice holds.
+  }
+  const isDark = theme === "dark" || (theme !== "light" && matchMedia("(prefers-color-scheme: dark)").matches);
+  document.documentElement.dataset.theme = isDark ? "dark" : "light";
 }

@@ -184,5 +184,6 @@ export class TurnView {
     );
     this.question.replaceChildren(form);
     field.focus();
+    form.scrollIntoView({ block: "nearest" });
   }
 }
