@@ -51,7 +51,7 @@ impl EngineOptions {
             + Workspace::<B>::bytes(decoder, None, &self.plan(), dtype)
     }
 
-    fn plan(&self) -> MemoryPlan {
+    pub(crate) fn plan(&self) -> MemoryPlan {
         // A sequence is in a pass once, so that there are never more last rows of logits than slots; prompts whose
         // log-probabilities are wanted take several at a time.
         MemoryPlan::forward_only(self.prefill_chunk + self.slots, self.slots, self.slots.max(PROMPT_ROWS))
