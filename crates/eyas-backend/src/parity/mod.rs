@@ -22,7 +22,7 @@ use crate::spec::Dtype;
 use crate::{Backend, DeviceTensor, FlatBatch, IGNORE_INDEX, Result};
 
 /// The operations of [`Backend`] that [`check`] compares.
-pub const OPS: [&str; 30] = [
+pub const OPS: [&str; 31] = [
     "clear",
     "offload",
     "download_weight",
@@ -37,6 +37,7 @@ pub const OPS: [&str; 30] = [
     "project_backward",
     "rope",
     "rope (inverse)",
+    "rope_cached",
     "attention",
     "attention_backward",
     "cache_write",

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 
 use anyhow::{Result, ensure};
 use eyas_backend::Backend;
+use eyas_generate::SamplingParams;
 use eyas_generate::bench::{self, Measured, Options};
-use eyas_generate::{EngineOptions, SamplingParams};
 use eyas_model::{Decoder, LoadOptions, LoraLayout, Model, shapes};
 use eyas_train::Recipe;
 use eyas_train::bench::{Ceilings, ceilings};
@@ -47,7 +47,7 @@ impl Work for Generate<'_> {
     fn run<B: Backend>(self, backend: &B) -> Result<ExitCode> {
         let Self { args, decoder, recipe } = self;
         let most = args.sequences.iter().max().copied().unwrap_or(1);
-        let chunk = args.prefill_chunk.unwrap_or(EngineOptions::default().prefill_chunk);
+        let chunk = args.prefill_chunk.unwrap_or(B::PROMPT_TOKENS);
         let ceilings = ceilings(backend, ceiling::<B>())?;
         let bar = LoadBar::new("making weights");
         let options = LoadOptions {
