@@ -60,11 +60,18 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
     /// A dense matrix in host memory that the device copies to and from while it computes.
     type HostBuffer: Debug + Send + Sync;
 
+    /// Work that was recorded, see [`Backend::record`].
+    type Recording: Debug + Send + Sync;
+
     /// Whether host memory is apart from the device's, so that moving activations there makes room.
     const OFFLOADS: bool;
 
     /// Rows of logits at a time with which the head's products run at full speed.
     const LOGIT_ROWS: usize;
+
+    /// Prompt tokens of a step of generation with which products run near full speed, and other answers do not wait
+    /// for long.
+    const PROMPT_TOKENS: usize;
 
     // --- The device ---
 
@@ -84,6 +91,29 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
     /// What was measured since, one entry an operation and shape.
     fn measured(&self) -> Result<Vec<OpTime>> {
         Ok(Vec::new())
+    }
+
+    // --- Repeated work ---
+
+    /// Runs `work`, and where the device can gives back a recording that [`Backend::replay`] runs again at less cost.
+    ///
+    /// `work` queues operations only: it neither allocates nor loads a batch nor copies from or to the host, so the same work
+    /// has run before. It may be called twice. The recording has the operands' places, not their contents, and holds for
+    /// batches of as many tokens, as many sequences and the same [`crate::reach`]. Operations check what a batch holds when
+    /// they are recorded, not when they are replayed: that ids, positions and slots are inside their tables is up to the
+    /// caller then.
+    fn record<E: From<crate::Error>>(
+        &self,
+        mut work: impl FnMut() -> Result<(), E>,
+    ) -> Result<Option<Self::Recording>, E> {
+        work()?;
+        Ok(None)
+    }
+    /// Queues recorded work again, with the same bits as without recording. Its operands are alive and where they were.
+    /// `false` when the recording no longer holds; nothing was queued then.
+    fn replay(&self, recording: &Self::Recording) -> Result<bool> {
+        let _ = recording;
+        Ok(false)
     }
 
     // --- Memory ---
@@ -264,6 +294,20 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
         keys: &mut Self::Tensor,
         values: &mut Self::Tensor,
     ) -> Result<()>;
+    /// [`Backend::rope`], then [`Backend::cache_write`] of what it made.
+    fn rope_cached(
+        &self,
+        batch: &Self::Batch,
+        layout: &QkvLayout,
+        rope: &Rope<Self>,
+        positions: usize,
+        qkv: &mut Self::Tensor,
+        keys: &mut Self::Tensor,
+        values: &mut Self::Tensor,
+    ) -> Result<()> {
+        self.rope(batch, layout, rope, qkv, false)?;
+        self.cache_write(batch, layout, positions, qkv, keys, values)
+    }
     /// Causal attention of the batch's queries over the cache of their slot, the batch's own keys included.
     fn attention_cached(
         &self,

@@ -4,6 +4,13 @@ use std::ops::Range;
 
 use crate::{Error, Result};
 
+/// How far a batch's positions reach, coarsely: what operations on a cache may choose their ways by, so that one choice
+/// holds for many steps. A power of two that is at least `positions`.
+pub fn reach(positions: usize) -> usize {
+    const LEAST: usize = 256;
+    positions.next_power_of_two().max(LEAST)
+}
+
 /// The target id that marks a token whose prediction does not count towards the loss.
 ///
 /// It is PyTorch's `ignore_index`, so that labels can be compared with a peer's one to one.

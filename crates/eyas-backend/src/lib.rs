@@ -15,7 +15,7 @@ pub mod philox;
 pub mod spec;
 
 pub use backend::{Backend, DeviceTensor, OpTime};
-pub use batch::{FlatBatch, IGNORE_INDEX};
+pub use batch::{FlatBatch, IGNORE_INDEX, reach};
 pub use cpu::{CpuBackend, CpuOptions, MatmulKernel};
 pub use error::{Error, Result};
 pub use memory::{ProjectionShape, StepShape};

@@ -1,6 +1,6 @@
 //! Launches of the flash attention kernels. See `kernels/flash_forward.cu`, `flash_backward.cu`, `flash_decode.cu`.
 
-use eyas_backend::{AttentionSpec, QkvLayout, Result};
+use eyas_backend::{AttentionSpec, QkvLayout, Result, reach};
 
 use crate::attention::{AttentionArg, attention_arg};
 use crate::attention_shapes::{Generation, Kernel, Shape, shape};
@@ -94,6 +94,12 @@ fn chunks(blocks: usize, group: usize, multiprocessors: usize, bytes: usize) -> 
 fn splits(blocks: usize, keys: usize, s: &Shape, multiprocessors: usize) -> usize {
     let most = keys.div_ceil(2 * s.tile * s.warps);
     (2 * multiprocessors).div_ceil(blocks.max(1)).min(most).clamp(1, MAX_SPLITS)
+}
+
+/// The most rows of pieces, of all splits together, that the decode kernel leaves to be put together: a block has sixteen
+/// rows, and keys are split only while blocks are fewer than two a multiprocessor.
+pub(crate) fn most_piece_rows(multiprocessors: usize) -> usize {
+    16 * 4 * multiprocessors
 }
 
 impl CudaBackend {
@@ -253,7 +259,8 @@ impl CudaBackend {
         let (s, names, shared) = self.shape(Kernel::Decode, l);
         let columns = batch.sequences() * l.kv_heads;
         let tiles = (batch.max_seqlen() * l.group()).div_ceil(s.tile);
-        let splits = splits(columns * tiles, positions, &s, self.device.limits.multiprocessors as usize);
+        let splits =
+            splits(columns * tiles, reach(positions), &s, self.device.limits.multiprocessors as usize);
         let mut scratch = self.scratch.lock();
         let (mut pieces, mut stats) = (Ptr::NULL, Ptr::NULL);
         let rows = batch.tokens() * l.heads;

@@ -17,7 +17,7 @@ use crate::profile::Profile;
 use crate::project::LoraPath;
 use crate::scratch::{Scratch, Slot};
 use crate::staging::Staging;
-use crate::{CudaBatch, CudaHostBuffer, CudaMoments, CudaTensor, CudaWeight};
+use crate::{CudaBatch, CudaHostBuffer, CudaMoments, CudaRecording, CudaTensor, CudaWeight};
 
 /// How the CUDA backend is set up.
 #[derive(Clone, Copy, Debug, Default)]
@@ -134,11 +134,15 @@ impl Backend for CudaBackend {
     type Batch = CudaBatch;
     type Moments = CudaMoments;
     type HostBuffer = CudaHostBuffer;
+    type Recording = CudaRecording;
 
     const OFFLOADS: bool = true;
 
     /// A product of fewer rows does not fill a large card.
     const LOGIT_ROWS: usize = 2048;
+
+    /// Dequantising a weight costs what the product of some 500 tokens does.
+    const PROMPT_TOKENS: usize = 1024;
 
     fn name(&self) -> String {
         self.device.name.clone()
@@ -158,6 +162,17 @@ impl Backend for CudaBackend {
 
     fn measured(&self) -> Result<Vec<OpTime>> {
         self.read_measured()
+    }
+
+    fn record<E: From<Error>>(
+        &self,
+        work: impl FnMut() -> Result<(), E>,
+    ) -> Result<Option<CudaRecording>, E> {
+        self.record_work(work)
+    }
+
+    fn replay(&self, recording: &CudaRecording) -> Result<bool> {
+        self.replay_work(recording)
     }
 
     fn free_memory(&self) -> Result<Option<u64>> {
@@ -398,6 +413,21 @@ impl Backend for CudaBackend {
     ) -> Result<()> {
         self.timed("cache_write", String::new, || {
             self.run_cache_write(batch, layout, positions, qkv, keys, values)
+        })
+    }
+
+    fn rope_cached(
+        &self,
+        batch: &CudaBatch,
+        layout: &QkvLayout,
+        rope: &Rope<Self>,
+        positions: usize,
+        qkv: &mut CudaTensor,
+        keys: &mut CudaTensor,
+        values: &mut CudaTensor,
+    ) -> Result<()> {
+        self.timed("rope_cached", String::new, || {
+            self.run_rope_cached(batch, layout, rope, positions, qkv, keys, values)
         })
     }
 

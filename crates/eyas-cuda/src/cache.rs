@@ -10,7 +10,7 @@ use crate::tensor::check;
 use crate::{CudaBatch, CudaTensor};
 
 impl CudaBackend {
-    fn check_cache(
+    pub(crate) fn check_cache(
         &self,
         op: &'static str,
         batch: &CudaBatch,

@@ -38,6 +38,11 @@ pub(crate) fn rounded(bytes: u64) -> u64 {
 /// first used.
 pub(crate) const RESERVE: u64 = 256 << 20;
 
+thread_local! {
+    /// The device whose work this thread is recording, and the stream that records it.
+    static RECORDING: std::cell::Cell<Option<(usize, sys::CUstream)>> = const { std::cell::Cell::new(None) };
+}
+
 /// A card's limits that decide how kernels are launched.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -184,11 +189,37 @@ impl Device {
         })
     }
 
+    /// The stream that this thread's work goes to: the device's own, or the one that records.
     pub(crate) fn stream(&self) -> sys::CUstream {
-        self.stream
+        match RECORDING.get() {
+            Some((id, stream)) if id == self.id => stream,
+            _ => self.stream,
+        }
+    }
+
+    /// Runs `work` with everything that it queues from this thread going to `stream`, which records it.
+    pub(crate) fn while_recording<T>(&self, stream: sys::CUstream, work: impl FnOnce() -> T) -> T {
+        struct Restore(Option<(usize, sys::CUstream)>);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                RECORDING.set(self.0);
+            }
+        }
+        let _restore = Restore(RECORDING.replace(Some((self.id, stream))));
+        work()
+    }
+
+    /// An error while this thread records: what waits for the card or for host memory cannot be repeated.
+    fn check_not_recording(&self) -> Result<()> {
+        if RECORDING.get().is_some_and(|(id, _)| id == self.id) {
+            let reason = "copies to or from the host and waits cannot be recorded".into();
+            return Err(Error::Device { device: self.name.clone(), reason });
+        }
+        Ok(())
     }
 
     pub(crate) fn synchronize(&self) -> Result<()> {
+        self.check_not_recording()?;
         self.bind()?;
         // SAFETY: the stream lives as long as `self`.
         unsafe { result::stream::synchronize(self.stream) }
@@ -250,7 +281,7 @@ impl Device {
     pub(crate) fn fill(&self, ptr: Ptr, byte: u8, bytes: usize) -> Result<()> {
         self.bind()?;
         // SAFETY: callers pass ranges of live buffers.
-        unsafe { result::memset_d8_async(ptr.0, byte, bytes, self.stream) }
+        unsafe { result::memset_d8_async(ptr.0, byte, bytes, self.stream()) }
             .map_err(|e| self.error("clearing memory", e))
     }
 
@@ -259,6 +290,7 @@ impl Device {
     /// # Safety
     /// `from` stays as it is until the copy has run, where it is pinned.
     pub(crate) unsafe fn copy_in(&self, to: Ptr, from: &[u8]) -> Result<()> {
+        self.check_not_recording()?;
         self.bind()?;
         // SAFETY: callers pass ranges of live buffers.
         unsafe { result::memcpy_htod_async(to.0, from, self.stream) }
@@ -270,6 +302,7 @@ impl Device {
     /// # Safety
     /// `to` is neither read nor written until the copy has run, where it is pinned.
     pub(crate) unsafe fn copy_out(&self, to: &mut [u8], from: Ptr) -> Result<()> {
+        self.check_not_recording()?;
         self.bind()?;
         // SAFETY: callers pass ranges of live buffers.
         unsafe { result::memcpy_dtoh_async(to, from.0, self.stream) }

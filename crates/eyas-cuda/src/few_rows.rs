@@ -1,4 +1,5 @@
-//! Projections of at most eight tokens: bound by reading the weights, which are read once in the form they are kept in.
+//! Projections of at most eight tokens whose weights are dense or of a shape that [`crate::few_mma`] does not take: bound by
+//! reading the weights, which are read once in the form they are kept in. And the low-rank activations of few tokens.
 
 use eyas_backend::{Projection, Result};
 
@@ -11,7 +12,7 @@ use crate::scratch::{ScratchGuard, Slot};
 use crate::tensor::is_vector;
 use crate::weight::Kind;
 
-/// Tokens up to which reading a weight once in 4 bits beats a product.
+/// Tokens of a block, up to which reading a weight once beats a product.
 pub(crate) const FEW_ROWS: usize = 8;
 
 /// `LowRank` of few_rows.cu.
@@ -27,7 +28,69 @@ struct LowRank {
 // SAFETY: the layout is that of `LowRank` in few_rows.cu.
 unsafe impl KernelArg for LowRank {}
 
+/// The most parts whose low-rank activations a launch computes.
+const DOWNS: usize = 4;
+
+/// `Down` of few_rows.cu.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Down {
+    a: [Ptr; DOWNS],
+    start: [i32; DOWNS + 1],
+    count: i32,
+}
+// SAFETY: the layout is that of `Down` in few_rows.cu.
+unsafe impl KernelArg for Down {}
+
 impl CudaBackend {
+    /// `x A^T` of every part that has an update, side by side in f32, and to `saved` in the activations' type.
+    pub(crate) fn few_hidden(
+        &self,
+        scratch: &mut ScratchGuard<'_>,
+        tokens: usize,
+        parts: &[Part<'_>],
+        params: Option<&CudaTensor>,
+        rank: usize,
+        x: &CudaTensor,
+        saved: Option<Ptr>,
+    ) -> Result<Ptr> {
+        let Some(params) = params.filter(|_| rank > 0) else { return Ok(Ptr::NULL) };
+        let h = scratch.get(Slot::Hidden, tokens * rank * 4)?;
+        let updates: Vec<_> =
+            parts.iter().filter_map(|part| part.lora.map(|lora| (part.rank, lora))).collect();
+        for updates in updates.chunks(DOWNS) {
+            let first = updates[0].0;
+            let mut down = Down { a: [Ptr::NULL; DOWNS], start: [0; DOWNS + 1], count: updates.len() as i32 };
+            for (i, (rank, lora)) in updates.iter().enumerate() {
+                down.a[i] = params.at(lora.a);
+                down.start[i + 1] = (rank - first + lora.r) as i32;
+            }
+            let ranks = down.start[updates.len()] as usize;
+            let aligned = down.a[..updates.len()].iter().all(|a| a.is_aligned());
+            let vector = i32::from(aligned && is_vector(x.ptr(), x.cols()));
+            // A block for each rank where there are few, so that all of the card reads.
+            let (kernel, each) =
+                if tokens <= FEW_ROWS { ("few_rows_hidden", 1) } else { ("some_rows_hidden", 4) };
+            self.kernels.launch(
+                kernel,
+                self.dtype,
+                Grid::plane(ranks.div_ceil(each), tokens.div_ceil(FEW_ROWS), 256),
+                args![
+                    down,
+                    x.ptr(),
+                    tokens as i32,
+                    x.cols() as i32,
+                    h.add(first * 4),
+                    rank as i32,
+                    saved.map_or(Ptr::NULL, |saved| saved.add(first * self.dtype.size())),
+                    rank as i32,
+                    vector
+                ],
+            )?;
+        }
+        Ok(h)
+    }
+
     /// Whether every part can be read sixteen bytes at a time.
     pub(crate) fn is_few_rows(&self, projection: &Projection<Self>, x: &CudaTensor) -> bool {
         let k = projection.in_features;
@@ -52,32 +115,12 @@ impl CudaBackend {
         add: bool,
     ) -> Result<()> {
         let (k, n, count) = (x.cols() as i32, y.cols() as u64, tokens as i32);
-        let h = if rank > 0 { scratch.get(Slot::Hidden, tokens * rank * 4)? } else { Ptr::NULL };
+        let h = self.few_hidden(scratch, tokens, parts, params, rank, x, saved)?;
         for part in parts {
             let mut low = LowRank { h: Ptr::NULL, b: Ptr::NULL, ld_h: rank as i32, r: 0, scaling: 0.0 };
             if let (Some(lora), Some(params)) = (part.lora, params) {
-                let to = h.add(part.rank * 4);
-                let saved = saved.map_or(Ptr::NULL, |saved| saved.add(part.rank * self.dtype.size()));
-                let a = params.at(lora.a);
-                self.kernels.launch(
-                    "few_rows_hidden",
-                    self.dtype,
-                    Grid::new((tokens * lora.r).div_ceil(4), 128),
-                    args![
-                        x.ptr(),
-                        count,
-                        k,
-                        a,
-                        lora.r as i32,
-                        to,
-                        rank as i32,
-                        saved,
-                        rank as i32,
-                        i32::from(a.is_aligned())
-                    ],
-                )?;
                 low = LowRank {
-                    h: to,
+                    h: h.add(part.rank * 4),
                     b: params.at(lora.b),
                     ld_h: rank as i32,
                     r: lora.r as i32,

@@ -23,11 +23,12 @@ macro_rules! sized {
 }
 
 /// The kernel files. A new one needs a line here and a line in the manifest.
-const SOURCES: [(&str, &str); 24] = [
+const SOURCES: [(&str, &str); 25] = [
     ("activation", include_str!("kernels/activation.cu")),
     ("attention", include_str!("kernels/attention.cu")),
     ("cache", include_str!("kernels/cache.cu")),
     ("elementwise", include_str!("kernels/elementwise.cu")),
+    ("few_mma", include_str!("kernels/few_mma.cu")),
     ("few_rows", include_str!("kernels/few_rows.cu")),
     ("flash_backward_128", sized!(128, "flash_backward.cu")),
     ("flash_backward_256", sized!(256, "flash_backward.cu")),
@@ -48,6 +49,40 @@ const SOURCES: [(&str, &str); 24] = [
     ("rope", include_str!("kernels/rope.cu")),
     ("thin", include_str!("kernels/thin.cu")),
     ("weight", include_str!("kernels/weight.cu")),
+];
+
+/// Kernels that may start before the one in front has ended: they call `await_previous` before they read what another has
+/// written. On cards that cannot they follow as any other.
+const OVERLAPPING: [&str; 29] = [
+    "activation",
+    "add_rows",
+    "attention_cached",
+    "cache_write",
+    "copy_rows",
+    "embed_dense",
+    "embed_quantized",
+    "few_mma",
+    "few_rows_dense",
+    "few_rows_hidden",
+    "few_rows_quantized",
+    "flash_decode_128",
+    "flash_decode_256",
+    "flash_decode_64",
+    "flash_decode_96",
+    "flash_decode_combine_128",
+    "flash_decode_combine_256",
+    "flash_decode_combine_64",
+    "flash_decode_combine_96",
+    "gather_rows",
+    "head_norm",
+    "norm_forward",
+    "rope",
+    "rope_cached",
+    "some_mma_2",
+    "some_mma_4",
+    "some_mma_8",
+    "some_mma_finish",
+    "some_rows_hidden",
 ];
 
 /// A line of the manifest.
@@ -85,7 +120,10 @@ struct Module {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Function(sys::CUfunction);
+struct Function {
+    handle: sys::CUfunction,
+    overlaps: bool,
+}
 
 // SAFETY: function handles may be used from any thread with the context current.
 unsafe impl Send for Function {}
@@ -103,6 +141,11 @@ pub(crate) struct Grid {
 impl Grid {
     pub(crate) fn new(blocks: usize, threads: u32) -> Self {
         Self { blocks: [blocks as u32, 1, 1], threads, shared: 0 }
+    }
+
+    /// Blocks in two directions.
+    pub(crate) fn plane(x: usize, y: usize, threads: u32) -> Self {
+        Self { blocks: [x as u32, y as u32, 1], threads, shared: 0 }
     }
 
     /// Blocks of 256 threads for `items` in a loop over the grid: enough to fill any card.
@@ -213,7 +256,8 @@ impl Kernels {
             let text = CString::new(name).map_err(|_| unknown(name))?;
             // SAFETY: the module is loaded.
             let function = unsafe { result::module::get_function(handle, text) }.map_err(fail)?;
-            functions.insert(name, Function(function));
+            let overlaps = self.device.limits.sm >= (9, 0) && OVERLAPPING.contains(&name);
+            functions.insert(name, Function { handle: function, overlaps });
         }
         Ok(functions)
     }
@@ -255,20 +299,35 @@ impl Kernels {
         if grid.shared > 48 << 10 {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function belongs to a loaded module.
-            unsafe { result::function::set_function_attribute(function.0, attribute, grid.shared as i32) }
-                .map_err(fail)?;
+            unsafe {
+                result::function::set_function_attribute(function.handle, attribute, grid.shared as i32)
+            }
+            .map_err(fail)?;
         }
         let [x, y, z] = grid.blocks;
-        // SAFETY: the arguments match the kernel's parameters, which the parity tests of every operation exercise.
+        let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+        value.programmaticStreamSerializationAllowed = 1;
+        let mut overlap = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value,
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: grid.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared,
+            hStream: self.device.stream(),
+            attrs: &mut overlap,
+            numAttrs: u32::from(function.overlaps),
+        };
+        // SAFETY: the arguments match the kernel's parameters, which the parity tests of every operation exercise; a
+        // kernel that overlaps waits before it touches what others write.
         unsafe {
-            result::launch_kernel(
-                function.0,
-                (x, y, z),
-                (grid.threads, 1, 1),
-                grid.shared,
-                self.device.stream(),
-                args,
-            )
+            sys::cuLaunchKernelEx(&config, function.handle, args.as_mut_ptr(), std::ptr::null_mut()).result()
         }
         .map_err(fail)
     }
@@ -314,6 +373,35 @@ mod tests {
             let mut listed: Vec<String> = entry.kernels.iter().map(|k| k.to_string()).collect();
             listed.sort();
             assert_eq!(listed, kernels_of(source), "{}.cu", entry.file);
+        }
+    }
+
+    /// What follows the name of a kernel, up to the next one.
+    fn body_of(name: &str) -> &'static str {
+        let start = format!("void {name}(");
+        let rest = SOURCES.iter().find_map(|(_, source)| source.split_once(&start)).unwrap().1;
+        rest.split("\n}\n").next().unwrap_or(rest)
+    }
+
+    #[test]
+    fn kernels_that_overlap_wait_first() {
+        for name in OVERLAPPING {
+            // Some only call a template of their file, which then waits.
+            let body = body_of(name);
+            let called =
+                ["hidden<", "some_rows<", "decode<", "combine("].into_iter().find(|call| body.contains(call));
+            let waits = match called {
+                Some(call) => {
+                    let definition = format!("void {}(", call.trim_end_matches(['<', '(']));
+                    SOURCES.iter().any(|(_, source)| {
+                        source.split_once(&definition).is_some_and(|(_, rest)| {
+                            rest.split("\n}\n").next().is_some_and(|body| body.contains("await_previous();"))
+                        })
+                    })
+                }
+                None => body.contains("await_previous();"),
+            };
+            assert!(waits, "{name}");
         }
     }
 

@@ -37,6 +37,10 @@ impl CudaBackend {
         Ok(())
     }
 
+    pub(crate) fn is_measuring(&self) -> bool {
+        self.profile.on.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn start_measuring(&self, on: bool) -> Result<()> {
         self.profile.on.store(on, Ordering::Relaxed);
         self.profile.spans.lock().unwrap_or_else(PoisonError::into_inner).clear();

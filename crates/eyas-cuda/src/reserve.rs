@@ -3,9 +3,10 @@
 use eyas_backend::{Dtype, ProjectionShape, Result, StepShape, Storage};
 
 use crate::CudaWeight;
-use crate::attention_flash::CHUNK_BYTES;
+use crate::attention_flash::{CHUNK_BYTES, most_piece_rows};
 use crate::backend::CudaBackend;
 use crate::device::rounded;
+use crate::few_mma::{SOME_ROWS, piece_bytes};
 use crate::matmul::WORKSPACE;
 use crate::scratch::{SLOTS, Slot};
 use crate::staging::CHUNK;
@@ -31,6 +32,12 @@ pub(crate) fn slot_bytes(shape: &StepShape) -> [u64; SLOTS] {
         let group = shape.heads / shape.kv_heads.max(1);
         need(Slot::Partial, (group * shape.tokens * row).min(CHUNK_BYTES.max(shape.tokens * row)));
     }
+    if !shape.trains {
+        // Attention over a cache, its keys in pieces.
+        let rows = most_piece_rows(*MULTIPROCESSORS.end());
+        need(Slot::Partial, rows * shape.head_dim * 4);
+        need(Slot::Rows, rows * 8);
+    }
     need(Slot::Load, CHUNK + 8);
     slots
 }
@@ -51,6 +58,11 @@ fn projection_bytes(
         && config.double_quant
     {
         need(Slot::Scales, (in_features * out_features).div_ceil(config.block_size) * 4);
+    }
+    if matches!(storage, Storage::Quantised(_)) {
+        let pieces = piece_bytes(*MULTIPROCESSORS.end(), rows, out_features, in_features);
+        need(Slot::Partial, pieces);
+        need(Slot::Hidden, rows.min(SOME_ROWS) * rank * 4);
     }
     if rank == 0 {
         return;

@@ -1,5 +1,6 @@
 //! Memory that operations use between their kernels. It grows to the largest step and then stays.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use eyas_backend::Result;
@@ -54,23 +55,31 @@ impl Slot {
 #[derive(Debug)]
 pub(crate) struct Scratch {
     device: Arc<Device>,
+    /// How often a slot was given other memory.
+    moves: AtomicU64,
     slots: Mutex<[Option<Buffer>; SLOTS]>,
 }
 
 /// Scratch memory during one operation: no other thread queues work that uses it meanwhile.
 pub(crate) struct ScratchGuard<'a> {
     device: &'a Arc<Device>,
+    moves: &'a AtomicU64,
     slots: MutexGuard<'a, [Option<Buffer>; SLOTS]>,
 }
 
 impl Scratch {
     pub(crate) fn new(device: &Arc<Device>) -> Self {
-        Self { device: Arc::clone(device), slots: Mutex::new([const { None }; SLOTS]) }
+        Self {
+            device: Arc::clone(device),
+            moves: AtomicU64::new(0),
+            slots: Mutex::new([const { None }; SLOTS]),
+        }
     }
 
     pub(crate) fn lock(&self) -> ScratchGuard<'_> {
         ScratchGuard {
             device: &self.device,
+            moves: &self.moves,
             slots: self.slots.lock().unwrap_or_else(PoisonError::into_inner),
         }
     }
@@ -79,8 +88,14 @@ impl Scratch {
     pub(crate) fn clear(&self) -> Result<()> {
         let mut guard = self.lock();
         self.device.synchronize()?;
+        self.moves.fetch_add(1, Ordering::Relaxed);
         guard.slots.fill_with(|| None);
         Ok(())
+    }
+
+    /// Changes whenever memory handed out earlier may be gone.
+    pub(crate) fn moves(&self) -> u64 {
+        self.moves.load(Ordering::Relaxed)
     }
 
     /// Bytes held.
@@ -101,6 +116,7 @@ impl ScratchGuard<'_> {
         if held.as_ref().is_none_or(|buffer| buffer.bytes() < bytes) {
             // Freed first, so that the old and the new are never held together.
             self.device.synchronize()?;
+            self.moves.fetch_add(1, Ordering::Relaxed);
             *held = None;
             *held = Some(self.device.alloc(bytes)?);
         }

@@ -96,8 +96,17 @@ impl Staging {
 
 /// Hands pieces of `to` with their offsets to several threads where it is worth it: one does not fill the bus.
 pub(crate) fn in_threads(to: &mut [u8], work: impl Fn(usize, &mut [u8]) + Sync) {
-    let threads =
-        std::thread::available_parallelism().map_or(1, usize::from).min(8).min(to.len() / THREAD_BYTES);
+    share(to, THREAD_BYTES, work);
+}
+
+/// The same for what is read from the card: the values that become of it.
+pub(crate) fn out_of_threads(to: &mut [f32], work: impl Fn(usize, &mut [f32]) + Sync) {
+    share(to, THREAD_BYTES / 2, work);
+}
+
+/// Hands pieces of at least `least` elements to as many threads as there are pieces.
+fn share<T: Send>(to: &mut [T], least: usize, work: impl Fn(usize, &mut [T]) + Sync) {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8).min(to.len() / least);
     if threads < 2 {
         work(0, to);
         return;

@@ -4,7 +4,7 @@ use eyas_backend::{DeviceTensor, Dtype, Error, Result};
 
 use crate::backend::CudaBackend;
 use crate::device::{Buffer, Ptr};
-use crate::staging::in_threads;
+use crate::staging::{in_threads, out_of_threads};
 
 /// A dense row-major matrix in device memory.
 #[derive(Debug)]
@@ -111,15 +111,26 @@ impl CudaBackend {
         let len = values.len() * size;
         self.staging.download_with(from, len, |start, piece| {
             let values = &mut values[start / size..][..piece.len() / size];
-            for (bytes, value) in piece.chunks_exact(size).zip(values) {
-                *value = match (dtype, bytes) {
-                    (Dtype::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
-                    (Dtype::Bf16, &[a, b]) => half::bf16::from_le_bytes([a, b]).to_f32(),
-                    (Dtype::F16, &[a, b]) => half::f16::from_le_bytes([a, b]).to_f32(),
-                    _ => f32::NAN,
-                };
-            }
+            out_of_threads(values, |first, values| {
+                let bytes = &piece[first * size..][..values.len() * size];
+                match dtype {
+                    Dtype::F32 => convert(bytes, values, f32::from_le_bytes),
+                    Dtype::Bf16 => {
+                        convert(bytes, values, |two| {
+                            f32::from_bits(u32::from(u16::from_le_bytes(two)) << 16)
+                        });
+                    }
+                    Dtype::F16 => convert(bytes, values, |two| half::f16::from_le_bytes(two).to_f32()),
+                }
+            });
         })
+    }
+}
+
+/// Elements of `N` bytes as `f32`.
+fn convert<const N: usize>(bytes: &[u8], values: &mut [f32], one: impl Fn([u8; N]) -> f32) {
+    for (bytes, value) in bytes.as_chunks().0.iter().zip(values) {
+        *value = one(*bytes);
     }
 }
 

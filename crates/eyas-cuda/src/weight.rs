@@ -46,9 +46,9 @@ pub(crate) struct QuantizedArg {
     codes: Ptr,
     absmax: Ptr,
     tables: Ptr,
-    block_shift: i32,
+    pub(crate) block_shift: i32,
     nested: i32,
-    nested_block_size: i32,
+    pub(crate) nested_block_size: i32,
 }
 // SAFETY: the layout is that of `Quantized` in prelude.cuh.
 unsafe impl KernelArg for QuantizedArg {}

@@ -12,7 +12,10 @@ mod sharing;
 mod slots;
 
 use eyas_backend::{Backend, FlatBatch, IGNORE_INDEX};
-use eyas_model::{ActiveAdapter, Cache, DeviceBatch, LoraAdapter, LoraLayout, MemoryPlan, Model, Workspace};
+use eyas_model::{
+    ActiveAdapter, Cache, DeviceBatch, LoraAdapter, LoraLayout, MemoryPlan, Model, Recordings, Workspace,
+};
+use rayon::prelude::*;
 
 use crate::sampling::{Sampler, SamplerScratch, SamplingParams, TokenLogprobs};
 use crate::{Error, Result};
@@ -47,13 +50,18 @@ impl EngineOptions {
         Self { slots, positions, ..Self::default() }
     }
 
+    /// For `slots` sequences of at most `positions` tokens on a device, whose prompts are read as it does best.
+    pub fn on<B: Backend>(slots: usize, positions: usize) -> Self {
+        Self { prefill_chunk: B::PROMPT_TOKENS, ..Self::new(slots, positions) }
+    }
+
     /// Bytes that an engine allocates besides the model and its adapters, with activations of `dtype`.
     pub fn bytes<B: Backend>(&self, decoder: &eyas_model::Decoder, dtype: eyas_backend::Dtype) -> u64 {
         Cache::<B>::bytes(decoder, self.slots, self.positions, dtype)
             + Workspace::<B>::bytes(decoder, None, &self.plan(), dtype)
     }
 
-    fn plan(&self) -> MemoryPlan {
+    pub(crate) fn plan(&self) -> MemoryPlan {
         // A sequence is in a pass once, so that there are never more last rows of logits than slots; prompts whose
         // log-probabilities are wanted take several at a time.
         MemoryPlan::forward_only(self.prefill_chunk + self.slots, self.slots, self.slots.max(PROMPT_ROWS))
@@ -167,6 +175,7 @@ pub struct Engine<'m, B: Backend> {
     workspace: Workspace<B>,
     batch: FlatBatch,
     on_device: DeviceBatch<B>,
+    recordings: Recordings<B>,
     logits: Vec<f32>,
     scratch: SamplerScratch,
     adapters: Adapters<'m, B>,
@@ -188,6 +197,8 @@ impl<'m, B: Backend> Engine<'m, B> {
         options.validate(model.positions())?;
         let plan = options.plan();
         let decoder = model.decoder();
+        let dtype = backend.compute_dtype();
+        backend.reserve(&Workspace::<B>::step_shape(decoder, None, &plan, dtype, model.footprint()))?;
         Ok(Self {
             backend,
             model,
@@ -196,6 +207,7 @@ impl<'m, B: Backend> Engine<'m, B> {
             batch: FlatBatch::new(),
             on_device: DeviceBatch::new(backend, plan.max_tokens, plan.max_sequences)?,
             workspace: Workspace::new(backend, decoder, None, plan)?,
+            recordings: Recordings::default(),
             logits: Vec::new(),
             scratch: SamplerScratch::default(),
             adapters: Adapters::default(),
@@ -261,6 +273,7 @@ impl<'m, B: Backend> Engine<'m, B> {
             return Err(adapter.error("is in use; try again when its sequences have finished"));
         }
         self.adapters.remove(adapter)?;
+        self.recordings.forget(adapter.number());
         self.slots.forget(adapter);
         Ok(())
     }
@@ -407,47 +420,69 @@ impl<'m, B: Backend> Engine<'m, B> {
         }
         let active = adapter.map(|adapter| self.adapters.get(adapter)).transpose()?;
         self.on_device.load(self.backend, &self.batch)?;
-        self.model.forward_cached(
-            self.backend,
-            &self.on_device,
-            active,
-            &mut self.workspace,
-            &mut self.cache,
-        )?;
+        let (backend, model, batch) = (self.backend, self.model, &self.on_device);
         let scores = self.batch.target_tokens() > 0;
-        let damaged = if scores { self.score_prompts(first, events)? } else { Vec::new() };
-        if answers {
-            self.model.last_logits(self.backend, &self.on_device, &mut self.workspace, &mut self.logits)?;
+        let mut damaged = Vec::new();
+        if answers && !scores {
+            let active = adapter.map(AdapterId::number).zip(active);
+            let (workspace, cache) = (&mut self.workspace, &mut self.cache);
+            model.decode(backend, batch, active, workspace, cache, &mut self.recordings)?;
+            model.read_last_logits(backend, batch, &self.workspace, &mut self.logits)?;
+        } else {
+            model.forward_cached(backend, batch, active, &mut self.workspace, &mut self.cache)?;
+            if scores {
+                damaged = self.score_prompts(first, events)?;
+            }
+            if answers {
+                model.last_logits(backend, &self.on_device, &mut self.workspace, &mut self.logits)?;
+            }
         }
+        self.choose(first, answers, &damaged, events);
+        Ok(())
+    }
 
+    /// Moves the sequences of the pass on and chooses the next token of those whose prompts have been read.
+    fn choose(&mut self, first: usize, answers: bool, damaged: &[SequenceId], events: &mut Vec<Event>) {
+        let adapter = self.sequences[first].adapter;
         let vocab = self.model.decoder().vocab_size;
-        let mut row = 0;
+        let mut rows = self.logits.chunks_exact_mut(vocab);
+        let mut ready = Vec::new();
         for (sequence, share) in self.sequences.iter_mut().zip(&mut self.shares).skip(first) {
             if sequence.adapter != adapter || *share == 0 {
                 continue;
             }
             self.slots.extend(sequence.slot, sequence.pending.drain(..*share));
             *share = 0;
+            let row = if answers { rows.next() } else { None };
             if damaged.contains(&sequence.id) {
                 self.slots.discard(sequence.slot);
                 let reason =
                     "those of the prompt are not all finite; the weights, or the adapter's, are damaged";
                 events.push(Event::Failed { sequence: sequence.id, error: Error::Logits(reason.into()) });
-            } else if sequence.pending.is_empty() {
-                let logits = &mut self.logits[row * vocab..(row + 1) * vocab];
+            } else if let Some(row) = row.filter(|_| sequence.pending.is_empty()) {
                 let room = self.options.positions - self.slots.len(sequence.slot);
-                let event = sequence.advance(logits, room, &mut self.scratch);
-                match event {
-                    Event::Token { finish: None, .. } | Event::Prompt { .. } => {}
-                    Event::Token { .. } => self.slots.release(sequence.slot),
-                    // Its keys and values are as suspect as its logits.
-                    Event::Failed { .. } => self.slots.discard(sequence.slot),
-                }
-                events.push(event);
+                ready.push((sequence, row, room));
             }
-            row += 1;
         }
-        Ok(())
+        // A row has up to a quarter of a million logits, and a choice depends on nothing but its own.
+        let chosen: Vec<(usize, Event)> = if let [(sequence, row, room)] = &mut ready[..] {
+            vec![(sequence.slot, sequence.advance(row, *room, &mut self.scratch))]
+        } else {
+            let rows = ready.into_par_iter().with_max_len(1);
+            rows.map_init(SamplerScratch::default, |scratch, (sequence, row, room)| {
+                (sequence.slot, sequence.advance(row, room, scratch))
+            })
+            .collect()
+        };
+        for (slot, event) in chosen {
+            match event {
+                Event::Token { finish: None, .. } | Event::Prompt { .. } => {}
+                Event::Token { .. } => self.slots.release(slot),
+                // Its keys and values are as suspect as its logits.
+                Event::Failed { .. } => self.slots.discard(slot),
+            }
+            events.push(event);
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! [`ChatSession`] remembers turns and makes prompts, [`Tidy`] tidies answers, [`compare()`] sets base and
 //! adapter side by side, and [`Evaluator`] measures the loss on held-out rows.
 
+pub mod bench;
 pub mod compare;
 pub mod conversation;
 pub mod engine;

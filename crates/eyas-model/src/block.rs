@@ -144,6 +144,42 @@ impl<B: Backend> Block<B> {
         Ok(())
     }
 
+    /// As [`Block::forward`] where no backward follows: `x` becomes the output, and nothing is copied.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn forward_in_place(
+        &self,
+        pass: &BlockPass<'_, B>,
+        x: &mut B::Tensor,
+        kept: &mut BlockActivations<B>,
+        hidden: &mut Hidden<B>,
+        scratch: &mut Scratch<B>,
+        key_values: KeyValues<'_, B>,
+    ) -> Result<()> {
+        let (backend, tokens) = (pass.backend, pass.batch.tokens());
+        self.norm1(pass, x, scratch)?;
+        self.qkv(pass, kept, hidden, scratch)?;
+        self.attend(pass, kept, key_values)?;
+        let mut project = |kind, of: &Projection<B>, from: &B::Tensor, to: &mut B::Tensor, write| {
+            backend.project(tokens, of, pass.adapter(kind), from, to, hidden.of(kind), write)
+        };
+        // Where both branches start from the input, its norm comes before the first adds to it.
+        let sequential = pass.decoder.wiring == Wiring::Sequential;
+        if !sequential {
+            self.norm2(pass, x, scratch)?;
+        }
+        let out = &self.attention_out;
+        project(ProjectionKind::AttentionOut, out, &kept.attention, x, Write::Add)?;
+        if sequential {
+            self.norm2(pass, x, scratch)?;
+        }
+        project(ProjectionKind::MlpIn, &self.mlp_in, &scratch.normed, &mut kept.mlp, Write::Set)?;
+        backend.activation(tokens, pass.decoder.mlp.activation, &kept.mlp, &mut scratch.activated)?;
+        project(ProjectionKind::MlpOut, &self.mlp_out, &scratch.activated, x, Write::Add)?;
+        Ok(())
+    }
+
     /// Recomputes what [`Block::forward`] kept, from the block's input. The MLP's second half is left out: nothing
     /// that the backward needs comes after it.
     ///
@@ -334,9 +370,6 @@ impl<B: Backend> Block<B> {
                 )?;
             }
         }
-        if let Some(rope) = pass.rope {
-            backend.rope(pass.batch.on_device(), layout, rope, &mut kept.qkv, false)?;
-        }
         Ok(())
     }
 
@@ -346,13 +379,21 @@ impl<B: Backend> Block<B> {
         kept: &mut BlockActivations<B>,
         key_values: KeyValues<'_, B>,
     ) -> Result<()> {
-        let (backend, batch) = (pass.backend, pass.batch.on_device());
+        let (backend, batch, layout) = (pass.backend, pass.batch.on_device(), &self.attention.layout);
         match key_values {
             KeyValues::Batch => {
+                if let Some(rope) = pass.rope {
+                    backend.rope(batch, layout, rope, &mut kept.qkv, false)?;
+                }
                 backend.attention(batch, &self.attention, &kept.qkv, &mut kept.attention, &mut kept.lse)?;
             }
             KeyValues::Cache { keys, values, positions } => {
-                backend.cache_write(batch, &self.attention.layout, positions, &kept.qkv, keys, values)?;
+                match pass.rope {
+                    Some(rope) => {
+                        backend.rope_cached(batch, layout, rope, positions, &mut kept.qkv, keys, values)?;
+                    }
+                    None => backend.cache_write(batch, layout, positions, &kept.qkv, keys, values)?,
+                }
                 backend.attention_cached(
                     batch,
                     &self.attention,

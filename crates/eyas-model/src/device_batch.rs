@@ -1,6 +1,6 @@
 //! A batch on the device, with the counts that the host needs.
 
-use eyas_backend::{Backend, FlatBatch};
+use eyas_backend::{Backend, FlatBatch, reach};
 
 use crate::Result;
 
@@ -11,6 +11,7 @@ pub struct DeviceBatch<B: Backend> {
     tokens: usize,
     sequences: usize,
     targets: usize,
+    reach: usize,
 }
 
 impl<B: Backend> DeviceBatch<B> {
@@ -24,6 +25,7 @@ impl<B: Backend> DeviceBatch<B> {
             tokens: 0,
             sequences: 0,
             targets: 0,
+            reach: 0,
         })
     }
 
@@ -36,6 +38,7 @@ impl<B: Backend> DeviceBatch<B> {
         self.tokens = batch.tokens();
         self.sequences = batch.sequences();
         self.targets = batch.target_tokens();
+        self.reach = reach(batch.positions().iter().max().map_or(0, |&position| position as usize + 1));
         Ok(())
     }
 
@@ -52,6 +55,11 @@ impl<B: Backend> DeviceBatch<B> {
     /// Sequences.
     pub fn sequences(&self) -> usize {
         self.sequences
+    }
+
+    /// How far its positions reach, see [`eyas_backend::reach`].
+    pub fn reach(&self) -> usize {
+        self.reach
     }
 
     /// Tokens that have a target.

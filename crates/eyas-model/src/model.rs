@@ -108,7 +108,6 @@ impl<B: Backend> Model<B> {
         backend.embed(batch.on_device(), self.embedding(), stream.begin(backend, keeps)?)?;
         for (index, block) in self.blocks.iter().enumerate() {
             let pass = self.pass(backend, batch, adapter, index);
-            let (x, y) = stream.step(backend, batch.tokens(), index)?;
             let own = if keeps { index } else { 0 };
             let Some(kept) = kept[own].as_mut().or(shared.as_mut()) else {
                 unreachable!("a workspace has shared activations for every block that keeps none")
@@ -117,7 +116,13 @@ impl<B: Backend> Model<B> {
                 Some(cache) => cache.block(index),
                 None => KeyValues::Batch,
             };
-            block.forward(&pass, x, y, kept, &mut hidden[index], scratch, key_values)?;
+            if keeps {
+                let (x, y) = stream.step(backend, batch.tokens(), index)?;
+                block.forward(&pass, x, y, kept, &mut hidden[index], scratch, key_values)?;
+            } else {
+                let x = stream.in_place();
+                block.forward_in_place(&pass, x, kept, &mut hidden[index], scratch, key_values)?;
+            }
         }
         Ok(())
     }
@@ -212,12 +217,36 @@ impl<B: Backend> Model<B> {
         workspace: &mut Workspace<B>,
         logits: &mut Vec<f32>,
     ) -> Result<()> {
+        self.queue_last_logits(backend, batch, workspace)?;
+        self.read_last_logits(backend, batch, workspace, logits)
+    }
+
+    /// Queues the computation of [`Model::last_logits`].
+    pub(crate) fn queue_last_logits(
+        &self,
+        backend: &B,
+        batch: &DeviceBatch<B>,
+        workspace: &mut Workspace<B>,
+    ) -> Result<()> {
         let x = workspace.stream.output();
         let head = &mut workspace.head;
         backend.gather_last(batch.on_device(), x, &mut head.x)?;
-        self.normed_logits(backend, batch.sequences(), head)?;
+        self.normed_logits(backend, batch.sequences(), head)
+    }
+
+    /// Reads the logits after [`Model::decode`], `[sequences, vocab]`. Waits for them.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn read_last_logits(
+        &self,
+        backend: &B,
+        batch: &DeviceBatch<B>,
+        workspace: &Workspace<B>,
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
         logits.resize(batch.sequences() * self.decoder.vocab_size, 0.0);
-        backend.download(&head.logits, logits)?;
+        backend.download(&workspace.head.logits, logits)?;
         Ok(())
     }
 

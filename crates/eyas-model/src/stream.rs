@@ -3,7 +3,7 @@
 //! Inputs in host memory pass through two tensors in turn: while a block computes, the input of its neighbour is on
 //! its way. Copies run beside the computation and are waited for by the device alone.
 //!
-//! A pass that no backward follows keeps nothing, whatever the plan: all inputs take turns in two tensors.
+//! A pass that no backward follows keeps nothing, whatever the plan: each block writes its output over its input.
 
 use eyas_backend::Backend;
 
@@ -28,7 +28,7 @@ pub(crate) struct Stream<B: Backend> {
 /// How many tensors there are, and which of them holds the input of each block and the last one's output.
 fn places(plan: &MemoryPlan, blocks: usize) -> (usize, Vec<usize>) {
     if !plan.trains() {
-        return (2, (0..=blocks).map(|block| block % 2).collect());
+        return (1, vec![0; blocks + 1]);
     }
     let mut turn = 0;
     let mut own = plan.on_host().min(2);
@@ -68,10 +68,9 @@ impl<B: Backend> Stream<B> {
         places(plan, blocks).0
     }
 
-    /// The tensor of a block's input in the pass under way. There are always two: a plan has a tensor for the last
-    /// block's output, and one for each input or two for those in host memory.
+    /// The tensor of a block's input in the pass under way.
     fn place(&self, block: usize) -> usize {
-        if self.keeps { self.places[block] } else { block % 2 }
+        if self.keeps { self.places[block] } else { 0 }
     }
 
     /// Begins a pass, which keeps the inputs for a backward or not; the first block's input, to be written.
@@ -81,8 +80,13 @@ impl<B: Backend> Stream<B> {
         Ok(&mut self.tensors[place])
     }
 
-    /// A block's input, and its output to be written. The input sets out for the host where that is its home and a
-    /// backward follows.
+    /// Every block's input, which becomes its output, in a pass that keeps nothing.
+    pub(crate) fn in_place(&mut self) -> &mut B::Tensor {
+        &mut self.tensors[0]
+    }
+
+    /// A block's input, and its output to be written, in a pass that keeps the inputs. The input sets out for the host
+    /// where that is its home.
     pub(crate) fn step(
         &mut self,
         backend: &B,
@@ -90,7 +94,7 @@ impl<B: Backend> Stream<B> {
         block: usize,
     ) -> Result<(&B::Tensor, &mut B::Tensor)> {
         let (from, to) = (self.place(block), self.claim(backend, block + 1)?);
-        if let Some(host) = self.host[block].as_mut().filter(|_| self.keeps) {
+        if let Some(host) = self.host[block].as_mut() {
             backend.offload(tokens, &self.tensors[from], host)?;
         }
         let [input, output] = self.tensors.get_disjoint_mut([from, to]).unwrap_or_else(|_| {
@@ -163,8 +167,8 @@ mod tests {
             let mut stream = Stream::new(&backend, &plan, 5, 4).unwrap();
             for pass in [0.0, 100.0] {
                 let value = |block: usize| vec![pass + block as f32; 8];
-                let forward = |stream: &mut Stream<CpuBackend>, keeps, value: &dyn Fn(usize) -> Vec<f32>| {
-                    backend.upload(&value(0), stream.begin(&backend, keeps).unwrap()).unwrap();
+                let forward = |stream: &mut Stream<CpuBackend>, value: &dyn Fn(usize) -> Vec<f32>| {
+                    backend.upload(&value(0), stream.begin(&backend, true).unwrap()).unwrap();
                     for block in 0..5 {
                         let (input, output) = stream.step(&backend, 2, block).unwrap();
                         assert_eq!(input.data()[..8], value(block), "{blocks:?}, forward");
@@ -172,7 +176,7 @@ mod tests {
                     }
                     assert_eq!(stream.output().data()[..8], value(5), "{blocks:?}");
                 };
-                forward(&mut stream, true, &value);
+                forward(&mut stream, &value);
                 stream.turn_back(&backend, 2).unwrap();
                 for block in (0..5).rev() {
                     let input = stream.input(&backend, 2, block).unwrap();
@@ -182,7 +186,9 @@ mod tests {
                     stream.host.iter().flatten().map(|host| host.data().to_vec()).collect::<Vec<_>>()
                 };
                 let before = homes(&stream);
-                forward(&mut stream, false, &|block| vec![50.0 + block as f32; 8]);
+                stream.begin(&backend, false).unwrap();
+                backend.upload(&[50.0; 8], stream.in_place()).unwrap();
+                assert_eq!(stream.output().data()[..8], [50.0; 8]);
                 assert_eq!(homes(&stream), before, "{blocks:?}: an evaluation moved inputs to the host");
             }
         }
@@ -201,6 +207,6 @@ mod tests {
         assert_eq!(of(&[Host, Host, Host, Recompute, Keep]), (5, vec![0, 1, 0, 2, 3, 4]));
         assert_eq!(of(&[Keep, Host, Keep]), (4, vec![1, 0, 2, 3]));
         assert_eq!(of(&[Host, Keep, Host, Host]), (4, vec![0, 2, 1, 0, 3]));
-        assert_eq!(places(&MemoryPlan::forward_only(1, 1, 1), 3), (2, vec![0, 1, 0, 1]));
+        assert_eq!(places(&MemoryPlan::forward_only(1, 1, 1), 3), (1, vec![0; 4]));
     }
 }

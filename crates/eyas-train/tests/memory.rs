@@ -64,6 +64,7 @@ impl Backend for Counting {
     type Batch = ();
     type Moments = MomentStorage;
     type HostBuffer = ();
+    type Recording = ();
 
     const OFFLOADS: bool = true;
 
@@ -76,6 +77,7 @@ impl Backend for Counting {
     }
 
     const LOGIT_ROWS: usize = 256;
+    const PROMPT_TOKENS: usize = 256;
 
     fn free_memory(&self) -> Result<Option<u64>> {
         Ok(None)

@@ -112,6 +112,8 @@ pub struct DoctorArgs {
 pub enum BenchCommand {
     /// Whole steps of training
     Train(BenchTrainArgs),
+    /// Measure generation: reading prompts and answering them
+    Generate(BenchGenerateArgs),
 }
 
 /// Options of `bench train`.
@@ -142,6 +144,44 @@ pub struct BenchTrainArgs {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `bench generate`.
+#[derive(Debug, Args)]
+pub struct BenchGenerateArgs {
+    /// A published shape, with random weights: falcon-7b, llama-3-8b, smollm2-135m, ...
+    #[arg(long, default_value = "smollm2-135m")]
+    pub shape: String,
+    /// Tokens of each prompt
+    #[arg(long, default_value_t = 512)]
+    pub prompt: usize,
+    /// Tokens of each answer that are measured
+    #[arg(long, default_value_t = 128)]
+    pub tokens: usize,
+    /// Sequences at once; one measurement for each number
+    #[arg(long, value_delimiter = ',', default_value = "1,8")]
+    pub sequences: Vec<usize>,
+    /// Adapters in use, shared out among the sequences; 0 is the base alone. One measurement for each number
+    #[arg(long, value_delimiter = ',', default_value = "0,1")]
+    pub adapters: Vec<usize>,
+    /// Rank of the adapters, on every linear layer
+    #[arg(long, default_value_t = 32)]
+    pub rank: usize,
+    /// The most prompt tokens of a step [default: what the device does best]
+    #[arg(long, value_name = "TOKENS")]
+    pub prefill_chunk: Option<usize>,
+    /// Take the likeliest token instead of drawing one as the recipe does
+    #[arg(long)]
+    pub greedy: bool,
+    /// Also say where a step's time goes
+    #[arg(long)]
+    pub profile: bool,
+    /// Change a key of the recipe; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Print one JSON object for each measurement
     #[arg(long)]
     pub json: bool,
 }

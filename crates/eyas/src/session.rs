@@ -258,7 +258,7 @@ pub fn generator<'m, B: Backend>(
     adapter: Option<&Path>,
     slots: usize,
 ) -> Result<(Generator<'m, B>, Option<AdapterId>)> {
-    let mut engine = Engine::new(backend, model, EngineOptions::new(slots, model.positions()))?;
+    let mut engine = Engine::new(backend, model, EngineOptions::on::<B>(slots, model.positions()))?;
     let id = match adapter {
         Some(folder) => Some(engine.add_adapter(&LoraAdapter::load(folder, model.decoder())?)?),
         None => None,

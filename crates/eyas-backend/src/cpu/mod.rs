@@ -137,11 +137,15 @@ impl Backend for CpuBackend {
     type Batch = CpuBatch;
     type Moments = HostMoments;
     type HostBuffer = CpuTensor;
+    type Recording = ();
 
     const OFFLOADS: bool = false;
 
     /// Enough for a product to be fast, and few beside the activations.
     const LOGIT_ROWS: usize = 256;
+
+    /// Longer ones gain nothing.
+    const PROMPT_TOKENS: usize = 256;
 
     fn name(&self) -> String {
         format!("CPU ({} threads, {} products)", rayon::current_num_threads(), self.matmul)

@@ -38,6 +38,7 @@ pub const OPS: [&str; 31] = [
     "project_backward",
     "rope",
     "rope (inverse)",
+    "rope_cached",
     "attention",
     "attention_backward",
     "cache_write",

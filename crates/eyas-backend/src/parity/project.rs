@@ -44,6 +44,27 @@ fn cases() -> Vec<Case> {
             dropout: 0.0,
         },
         Case {
+            name: "3 tokens, NF4 with and without nested scales",
+            tokens: 3,
+            in_features: 1024,
+            parts: vec![(300, nf4, true, Some(8)), (40, plain, false, None), (17, nf4, false, Some(33))],
+            dropout: 0.0,
+        },
+        Case {
+            name: "21 tokens, NF4 with and without nested scales",
+            tokens: 21,
+            in_features: 1600,
+            parts: vec![(129, nf4, false, Some(5)), (40, plain, true, None)],
+            dropout: 0.0,
+        },
+        Case {
+            name: "64 tokens, NF4",
+            tokens: 64,
+            in_features: 576,
+            parts: vec![(200, nf4, true, Some(16))],
+            dropout: 0.0,
+        },
+        Case {
             name: "blocks across rows, biases",
             tokens: 67,
             in_features: 100,

@@ -20,6 +20,7 @@ __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + fast_e
 enum { GELU, GELU_TANH, SWIGLU };
 
 KERNEL void activation(const elem *x, elem *y, u64 chunks, int f, int kind, int vec) {
+    await_previous();
     const int row_chunks = (f + 7) / 8;
     for (u64 i = blockIdx.x * (u64)blockDim.x + threadIdx.x; i < chunks; i += (u64)gridDim.x * blockDim.x) {
         const u64 row = i / row_chunks;

@@ -3,6 +3,7 @@
 // A block a token.
 KERNEL void cache_write(QkvLayout l, const elem *qkv, const u32 *sequence, const u32 *slots, const u32 *positions,
                         int capacity, elem *keys, elem *values) {
+    await_previous();
     const u32 token = blockIdx.x;
     const int n = l.kv_heads * l.head_dim;
     const u64 row = (u64)slots[sequence[token]] * capacity + positions[token];
@@ -21,6 +22,7 @@ KERNEL __launch_bounds__(32 * WARPS) void attention_cached(QkvLayout l, float sc
                                                            const elem *qkv, const elem *keys, const elem *values,
                                                            const u32 *sequence, const u32 *slots, const u32 *positions,
                                                            int capacity, elem *out) {
+    await_previous();
     __shared__ float tops[WARPS], sums[WARPS], pieces[WARPS][32 * SLICE];
     const int token = blockIdx.x / l.heads, head = blockIdx.x % l.heads, dim = l.head_dim;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = l.heads / l.kv_heads, kv = head / group;

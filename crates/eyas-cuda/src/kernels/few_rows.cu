@@ -1,26 +1,66 @@
-// Projections of at most eight tokens (generation): a weight is read once, in the form it is kept in, by a warp for each
-// pair of its rows. y [tokens, ldy] (+)= x [tokens, k] w^T + bias + scaling * h B^T.
+// Projections of at most eight tokens (generation) whose weights are dense, or of a shape that few_mma.cu does not take: a
+// weight is read once, in the form it is kept in, by a warp for each pair of its rows. y [tokens, ldy] (+)= x [tokens, k] w^T + bias + scaling * h B^T.
 
-// h[t, j] = x[t] . a[j] in f32. A warp a pair (t, j).
-KERNEL void few_rows_hidden(const elem *x, int tokens, int k, const float *a, int r, float *h, int ldh, elem *saved,
-                            int lds, int vec) {
-    const int item = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
-    if (item >= tokens * r) return;
-    const int t = item / r, j = item - t * r;
-    float sum = 0.0f;
-    for (int col = lane * 8; col < k; col += 256) {
-        float v[8], w[8];
-        load8(x + (u64)t * k, col, k, vec, v);
-        load8(a + (u64)j * k, col, k, vec, w);
+// The A of each part's update: [r, k], where its activations start in h, and the end of the last.
+struct Down {
+    const float *a[4];
+    int start[5];
+    int count;
+};
+
+// h[t, j] = x[t] . a[j] in f32, for RANKS ranks and eight tokens a block.
+template <int RANKS>
+__device__ __forceinline__ void hidden(const Down &down, const elem *x, int tokens, int k, float *h, int ldh, elem *saved,
+                                       int lds, int vec) {
+    __shared__ float sums[8][RANKS * 8];
+    const int rank0 = blockIdx.x * RANKS, token0 = blockIdx.y * 8, total = down.start[down.count];
+    const float *a[RANKS];
 #pragma unroll
-        for (int i = 0; i < 8; i++) sum += v[i] * w[i];
+    for (int i = 0; i < RANKS; i++) {
+        const int rank = rank0 + i < total ? rank0 + i : total - 1;
+        int part = 0;
+        while (part + 1 < down.count && rank >= down.start[part + 1]) part++;
+        a[i] = down.a[part] + (u64)(rank - down.start[part]) * k;
     }
-    sum = warp_sum(sum);
-    if (lane == 0) {
-        h[t * ldh + j] = sum;
-        if (saved) saved[(u64)t * lds + j] = from_f32<elem>(sum);
+    await_previous();
+    float acc[RANKS][8] = {};
+    for (int col = threadIdx.x * 8; col < k; col += 2048) {
+        float w[RANKS][8];
+#pragma unroll
+        for (int i = 0; i < RANKS; i++) load8(a[i], col, k, vec, w[i]);
+#pragma unroll
+        for (int t = 0; t < 8; t++) {
+            if (token0 + t >= tokens) continue;
+            float v[8];
+            load8(x + (u64)(token0 + t) * k, col, k, vec, v);
+#pragma unroll
+            for (int i = 0; i < RANKS; i++)
+#pragma unroll
+                for (int e = 0; e < 8; e++) acc[i][t] += v[e] * w[i][e];
+        }
     }
+#pragma unroll
+    for (int i = 0; i < RANKS; i++)
+#pragma unroll
+        for (int t = 0; t < 8; t++) {
+            if (token0 + t >= tokens) continue;
+            const float sum = warp_sum(acc[i][t]);
+            if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32][i * 8 + t] = sum;
+        }
+    __syncthreads();
+    const int rank = rank0 + threadIdx.x / 8, token = token0 + threadIdx.x % 8;
+    if (threadIdx.x >= RANKS * 8 || rank >= total || token >= tokens) return;
+    float sum = 0.0f;
+#pragma unroll
+    for (int warp = 0; warp < 8; warp++) sum += sums[warp][threadIdx.x];
+    h[(u64)token * ldh + rank] = sum;
+    if (saved) saved[(u64)token * lds + rank] = from_f32<elem>(sum);
 }
+
+#define HIDDEN_PARAMETERS \
+    const __grid_constant__ Down down, const elem *x, int tokens, int k, float *h, int ldh, elem *saved, int lds, int vec
+KERNEL __launch_bounds__(256) void few_rows_hidden(HIDDEN_PARAMETERS) { hidden<1>(down, x, tokens, k, h, ldh, saved, lds, vec); }
+KERNEL __launch_bounds__(256) void some_rows_hidden(HIDDEN_PARAMETERS) { hidden<4>(down, x, tokens, k, h, ldh, saved, lds, vec); }
 
 struct LowRank {
     const float *h;  // [tokens, ldh]; none without an update
@@ -111,6 +151,7 @@ __device__ void quantized(const Quantized &q, const elem *x, int tokens, int n, 
 
 KERNEL __launch_bounds__(128) void few_rows_quantized(Quantized q, const elem *x, int tokens, int n, int k, LowRank low,
                                                       const float *bias, elem *y, u64 ldy, int add) {
+    await_previous();
     if (tokens == 1) quantized<1>(q, x, tokens, n, k, low, bias, y, ldy, add);
     else if (tokens <= 4) quantized<4>(q, x, tokens, n, k, low, bias, y, ldy, add);
     else quantized<8>(q, x, tokens, n, k, low, bias, y, ldy, add);
@@ -148,6 +189,7 @@ __device__ void dense(const elem *w, const elem *x, int tokens, int n, int k, co
 
 KERNEL __launch_bounds__(128) void few_rows_dense(const elem *w, const elem *x, int tokens, int n, int k, LowRank low,
                                                   const float *bias, elem *y, u64 ldy, int add) {
+    await_previous();
     if (tokens == 1) dense<1>(w, x, tokens, n, k, low, bias, y, ldy, add);
     else if (tokens <= 4) dense<4>(w, x, tokens, n, k, low, bias, y, ldy, add);
     else dense<8>(w, x, tokens, n, k, low, bias, y, ldy, add);

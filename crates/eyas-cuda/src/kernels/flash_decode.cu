@@ -27,6 +27,7 @@ __device__ __forceinline__ void decode(const Attention &f, const Cache &cache, c
                                        float *pieces, float2 *piece_stats, elem *out) {
     constexpr int D = S::D, KEY = DecodeTiles<S>::KEY;
     __shared__ float2 warp_stats[S::WARPS][STEP];
+    await_previous();
     char *queries = shared_tiles();
     const int sequence = blockIdx.x / f.l.kv_heads, kv_head = blockIdx.x % f.l.kv_heads, dim = f.l.head_dim;
     const int group = f.l.heads / f.l.kv_heads, start = cu_seqlens[sequence];
@@ -170,6 +171,7 @@ __device__ __forceinline__ void decode(const Attention &f, const Cache &cache, c
 
 // A block a token and head.
 __device__ __forceinline__ void combine(int dim, int splits, const float *pieces, const float2 *piece_stats, elem *out) {
+    await_previous();
     const u64 item = blockIdx.x;
     float top = -INF, sum = 0.0f;
     for (int i = 0; i < splits; i++) top = fmaxf(top, piece_stats[item * splits + i].x);

@@ -5,6 +5,7 @@
 
 KERNEL __launch_bounds__(1024) void norm_forward(const elem *x, const float *weight, const float *bias, elem *y, float *stats,
                                                  int n, float eps, int rms, int vec) {
+    await_previous();
     const u64 row = blockIdx.x;
     float v[CHUNKS][8], sum = 0.0f;
 #pragma unroll
@@ -98,6 +99,7 @@ __device__ __forceinline__ int head_column(const QkvLayout &l, int head) {
 
 KERNEL void head_norm(const elem *raw, const float *q_weight, const float *k_weight, elem *qkv, QkvLayout l, int tokens,
                       float eps) {
+    await_previous();
     const int heads = l.heads + 2 * l.kv_heads, lane = threadIdx.x % 32;
     const u64 item = (blockIdx.x * (u64)blockDim.x + threadIdx.x) / 32;
     if (item >= (u64)tokens * heads) return;

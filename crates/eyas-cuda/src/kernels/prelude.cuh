@@ -133,6 +133,17 @@ template <class T> __device__ __forceinline__ void store8(T *row, int col, int n
     }
 }
 
+// --- Overlap with the kernel in front ---
+
+// A kernel that is launched to overlap calls this before it reads what another has written, or writes. Until then it may
+// read what nothing writes, weights for one. The kernel behind it may start as far as its own call.
+__device__ __forceinline__ void await_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // --- Reductions: the order is fixed, so the same inputs give the same bits ---
 
 __device__ __forceinline__ float warp_sum(float v) {

@@ -10,6 +10,10 @@ use crate::{Error, Result};
 pub struct AdapterId(u32);
 
 impl AdapterId {
+    pub(super) fn number(self) -> u64 {
+        u64::from(self.0)
+    }
+
     pub(super) fn error(self, reason: &'static str) -> Error {
         Error::Adapter { id: self.0, reason }
     }

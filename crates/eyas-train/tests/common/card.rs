@@ -252,9 +252,11 @@ impl Backend for Card {
     type Batch = CpuBatch;
     type Moments = M;
     type HostBuffer = CpuTensor;
+    type Recording = ();
 
     const OFFLOADS: bool = true;
     const LOGIT_ROWS: usize = CpuBackend::LOGIT_ROWS;
+    const PROMPT_TOKENS: usize = 256;
 
     fn name(&self) -> String {
         "card".into()

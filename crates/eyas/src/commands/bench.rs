@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
-use eyas_backend::Backend;
+use eyas_backend::{Backend, OpTime};
 use eyas_model::{Decoder, LoadOptions, Model, shapes};
 use eyas_train::Recipe;
 use eyas_train::bench::{self, Ceilings, Lengths, Measured, Options};
@@ -147,12 +147,17 @@ fn print(args: &BenchTrainArgs, device: &str, measured: &Measured, ceilings: &Ce
         "weights made in {loading:.1} s; first step {:.1} s, allocation and tuning included",
         measured.first_step
     );
-    if measured.operations.is_empty() {
+    print_operations(&measured.operations);
+}
+
+/// Where a step's time went, as [`Backend::measured`] tells; nothing where it cannot.
+pub fn print_operations(operations: &[OpTime]) {
+    if operations.is_empty() {
         return;
     }
-    let all: f64 = measured.operations.iter().map(|op| op.milliseconds).sum();
+    let all: f64 = operations.iter().map(|op| op.milliseconds).sum();
     println!("\n{:<42} {:>6} {:>10} {:>7}", "where a step's time goes", "calls", "ms", "%");
-    for op in &measured.operations {
+    for op in operations {
         println!(
             "{:<42} {:>6} {:>10.2} {:>7.1}",
             op.op,

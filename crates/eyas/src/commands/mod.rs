@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 pub mod bench;
+pub mod bench_generate;
 pub mod chat;
 pub mod compare;
 pub mod demo;

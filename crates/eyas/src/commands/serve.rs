@@ -156,7 +156,7 @@ fn config(args: &ServeArgs) -> Result<Config> {
 fn serve<B: Backend>(backend: &B, args: ServeArgs, config: Config, plan: Plan, files: Files) -> Result<()> {
     let positions = args.context.unwrap_or_else(|| session::positions(&files));
     let model = files.load(backend, &plan.loading().recipe, positions)?;
-    let options = EngineOptions::new(args.max_concurrent, positions);
+    let options = EngineOptions::on::<B>(args.max_concurrent, positions);
     let mut engine = Engine::new(backend, &model, options)?;
     eprintln!(
         "{} answers at once, of up to {positions} tokens each: {} besides the model",

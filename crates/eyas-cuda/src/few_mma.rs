@@ -1,0 +1,170 @@
+//! Projections of at most 64 tokens whose weights are in 4 bits: read once, decoded in registers, multiplied on the tensor
+//! cores. See `kernels/few_mma.cu`.
+
+use eyas_backend::{Dtype, Projection, Result};
+
+use crate::CudaTensor;
+use crate::backend::CudaBackend;
+use crate::device::Ptr;
+use crate::few_rows::FEW_ROWS;
+use crate::kernels::{Grid, KernelArg, args};
+use crate::project::Part;
+use crate::scratch::{ScratchGuard, Slot};
+use crate::tensor::is_vector;
+use crate::weight::{Kind, QuantizedArg};
+
+/// Tokens up to which decoding in registers beats a product over dequantised weights.
+pub(crate) const SOME_ROWS: usize = 64;
+/// Columns that share a scale, those that are read together, and rows of a block: as in few_mma.cu.
+const UNIT: usize = 64;
+const QUAD: usize = 4 * UNIT;
+const BLOCK_ROWS: usize = 128;
+/// Parts of a projection, at most.
+const PARTS: usize = 4;
+/// Bytes of `Table`, and of a token's columns of a quad in shared memory.
+const TABLE_BYTES: usize = 256 * 32 * 4 + 256 * 4;
+const TOKEN_BYTES: usize = QUAD * 2 + 16;
+/// Blocks of a multiprocessor, which the rows of a weight are split for.
+const RESIDENT: usize = 2;
+
+/// `Part` of few_mma.cu.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct PartArg {
+    weight: QuantizedArg,
+    bias: Ptr,
+    b: Ptr,
+    rows: i32,
+    column: i32,
+    r: i32,
+    rank: i32,
+    scaling: f32,
+    tile: i32,
+}
+
+/// `Parts` of few_mma.cu.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct PartsArg {
+    parts: [PartArg; PARTS],
+    count: i32,
+}
+// SAFETY: the layout is that of `Parts` in few_mma.cu.
+unsafe impl KernelArg for PartsArg {}
+
+/// Blocks that share out the columns of a row, and the quads of each: enough to fill the card, with two quads at least.
+fn splits(tiles: usize, k: usize, multiprocessors: usize) -> (usize, usize) {
+    let quads = k.div_ceil(QUAD);
+    let wanted = (RESIDENT * multiprocessors).div_ceil(tiles.max(1)).clamp(1, quads.div_ceil(2).max(1));
+    let step = quads.div_ceil(wanted);
+    (quads.div_ceil(step), step)
+}
+
+/// Bytes of the sums in pieces, on any card of so many multiprocessors.
+pub(crate) fn piece_bytes(multiprocessors: usize, tokens: usize, out_features: usize, k: usize) -> usize {
+    // Each part may have a tile that is not full; more tiles mean fewer splits.
+    let (splits, _) = splits(out_features.div_ceil(BLOCK_ROWS), k, multiprocessors);
+    tokens.min(SOME_ROWS) * splits * out_features * 4
+}
+
+impl CudaBackend {
+    /// Whether every part is in 4 bits and of a shape that the kernels take.
+    pub(crate) fn is_few_mma(&self, projection: &Projection<Self>, x: &CudaTensor) -> bool {
+        let k = projection.in_features;
+        self.dtype != Dtype::F32
+            && k.is_multiple_of(UNIT)
+            && is_vector(x.ptr(), k)
+            && (1..=PARTS).contains(&projection.parts.len())
+            && projection.parts.iter().all(|part| match part.weight.kind {
+                Kind::Dense(_) => false,
+                Kind::Quantised(arg) => {
+                    1usize << arg.block_shift >= UNIT && arg.nested_block_size.count_ones() == 1
+                }
+            })
+    }
+
+    /// See [`eyas_backend::Backend::project`]; without dropout.
+    pub(crate) fn few_mma(
+        &self,
+        scratch: &mut ScratchGuard<'_>,
+        tokens: usize,
+        parts: &[Part<'_>],
+        params: Option<&CudaTensor>,
+        rank: usize,
+        x: &CudaTensor,
+        y: &mut CudaTensor,
+        saved: Option<Ptr>,
+        add: bool,
+    ) -> Result<()> {
+        let (k, n) = (x.cols(), y.cols());
+        let h = self.few_hidden(scratch, tokens, parts, params, rank, x, saved)?;
+        let rows_of_tile = if tokens <= FEW_ROWS { 16 } else { BLOCK_ROWS };
+        let mut tiles = 0;
+        let mut list = Vec::with_capacity(PARTS);
+        for part in parts {
+            let Kind::Quantised(weight) = part.linear.weight.kind else { continue };
+            let lora = part.lora.zip(params);
+            list.push(PartArg {
+                weight,
+                bias: part.linear.bias.as_ref().map_or(Ptr::NULL, CudaTensor::ptr),
+                b: lora.map_or(Ptr::NULL, |(lora, params)| params.at(lora.b)),
+                rows: part.linear.out_features as i32,
+                column: part.column as i32,
+                r: lora.map_or(0, |(lora, _)| lora.r as i32),
+                rank: part.rank as i32,
+                scaling: lora.map_or(0.0, |(lora, _)| lora.scaling),
+                tile: tiles as i32,
+            });
+            tiles += part.linear.out_features.div_ceil(rows_of_tile);
+        }
+        let Some(&first) = list.first() else { return Ok(()) };
+        let mut arg = PartsArg { parts: [first; PARTS], count: list.len() as i32 };
+        arg.parts[..list.len()].copy_from_slice(&list);
+        let (count, columns, add) = (tokens as i32, k as i32, i32::from(add));
+        if tokens <= FEW_ROWS {
+            return self.kernels.launch(
+                "few_mma",
+                self.dtype,
+                Grid::new(tiles, 256),
+                args![arg, x.ptr(), count, columns, h, rank as i32, y.ptr(), n as u64, add],
+            );
+        }
+        let (splits, step) = splits(tiles, k, self.device.limits.multiprocessors as usize);
+        let pieces = scratch.get(Slot::Partial, splits * tokens * n * 4)?;
+        let (kernel, groups) = match tokens.div_ceil(8) {
+            ..=2 => ("some_mma_2", 2),
+            ..=4 => ("some_mma_4", 4),
+            _ => ("some_mma_8", 8),
+        };
+        let shared = TABLE_BYTES + 2 * groups * 8 * TOKEN_BYTES;
+        self.kernels.launch(
+            kernel,
+            self.dtype,
+            Grid { shared: shared as u32, ..Grid::plane(tiles, splits, 256) },
+            args![arg, x.ptr(), count, columns, h, rank as i32, pieces, n as i32, step as i32],
+        )?;
+        self.kernels.launch(
+            "some_mma_finish",
+            self.dtype,
+            Grid::plane(n.div_ceil(256), tokens, 256),
+            args![arg, pieces, splits as i32, count, n as i32, y.ptr(), n as u64, add],
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn splits_cover_the_columns_and_fill_the_card() {
+        for (tiles, k) in [(37, 4544), (142, 4544), (36, 18176), (48, 4096), (5, 576), (1, 64)] {
+            let (splits, step) = splits(tiles, k, 132);
+            let quads = k.div_ceil(QUAD);
+            assert!(splits * step >= quads && (splits - 1) * step < quads, "{tiles} {k}: {splits} x {step}");
+            assert!(splits == 1 || step >= 2);
+        }
+        assert_eq!(splits(37, 4544, 132), (6, 3));
+        assert_eq!(splits(36, 18176, 132), (8, 9));
+    }
+}

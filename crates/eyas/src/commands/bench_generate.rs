@@ -1,0 +1,166 @@
+//! `eyas bench generate`: how fast prompts are read and answered, with random weights.
+
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+
+use anyhow::{Result, ensure};
+use eyas_backend::Backend;
+use eyas_generate::SamplingParams;
+use eyas_generate::bench::{self, Measured, Options};
+use eyas_model::{Decoder, LoadOptions, LoraLayout, Model, shapes};
+use eyas_train::Recipe;
+use eyas_train::bench::{Ceilings, ceilings};
+use eyas_train::plan::display_bytes;
+use serde_json::json;
+
+use crate::cli::BenchGenerateArgs;
+use crate::commands::bench::{ceiling, print_operations};
+use crate::device::{Choice, Work};
+use crate::progress::{LoadBar, count_bar};
+use crate::session;
+
+pub fn run(device: Choice, args: BenchGenerateArgs) -> Result<ExitCode> {
+    for (name, value) in [("--prompt", args.prompt), ("--tokens", args.tokens)] {
+        ensure!(value > 0, "{name} is 0; at least one token is measured");
+    }
+    for &sequences in &args.sequences {
+        ensure!((1..1 << 16).contains(&sequences), "--sequences {sequences}: 1 to 65535 can run at once");
+    }
+    let decoder = shapes::published(&args.shape)?;
+    let mut recipe = session::builtin("demo")?;
+    recipe.set(&format!("r={}", args.rank))?;
+    session::change(&mut recipe, &args.set)?;
+    device.limit(&mut recipe);
+    recipe.validate()?;
+    device.run(&recipe, Generate { args: &args, decoder: &decoder, recipe: &recipe })
+}
+
+struct Generate<'a> {
+    args: &'a BenchGenerateArgs,
+    decoder: &'a Decoder,
+    recipe: &'a Recipe,
+}
+
+impl Work for Generate<'_> {
+    type Output = ExitCode;
+
+    fn run<B: Backend>(self, backend: &B) -> Result<ExitCode> {
+        let Self { args, decoder, recipe } = self;
+        let most = args.sequences.iter().max().copied().unwrap_or(1);
+        let chunk = args.prefill_chunk.unwrap_or(B::PROMPT_TOKENS);
+        let ceilings = ceilings(backend, ceiling::<B>())?;
+        let bar = LoadBar::new("making weights");
+        let options = LoadOptions {
+            quantize: recipe.quantization.config(),
+            // Those that answer while other prompts are being read need room for it.
+            positions: 2 * (args.prompt + args.tokens) + most * args.prompt / chunk.max(1) + 2 * most,
+            embedding_on_host: recipe.is_tight(),
+        };
+        let model = Model::random(backend, decoder, options, 1, &mut |done, total| bar.set(done, total))?;
+        bar.finish();
+        let layout = LoraLayout::new(decoder, recipe.lora.config())?;
+        let params = if args.greedy { SamplingParams::greedy() } else { session::sampling(recipe, 1) };
+        let stop = crate::interrupt::stop_flag()?;
+        if !args.json {
+            println!("{} on {}: prompts of {} tokens", args.shape, backend.name(), args.prompt);
+        }
+        for &sequences in &args.sequences {
+            for &adapters in args.adapters.iter().filter(|&&adapters| adapters <= sequences) {
+                let options = Options {
+                    prompt: args.prompt,
+                    tokens: args.tokens,
+                    sequences,
+                    adapters,
+                    prefill_chunk: chunk,
+                    params: params.clone(),
+                    profile: args.profile,
+                };
+                let bar = count_bar("tokens", args.tokens as u64);
+                let measured = bench::generate(backend, &model, &layout, &options, &stop, |done| {
+                    bar.set_position(done as u64);
+                })?;
+                bar.finish_and_clear();
+                if stop.load(Ordering::Relaxed) {
+                    return Ok(ExitCode::from(130));
+                }
+                if args.json {
+                    println!("{}", as_json(args, &options, &backend.name(), &measured, &ceilings));
+                } else {
+                    print(&options, &measured, &ceilings);
+                }
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Seconds in which the device reads the weights of a step once, at the rate of a large copy.
+fn floor(measured: &Measured, ceilings: &Ceilings) -> f64 {
+    measured.floor_bytes as f64 / ceilings.memory
+}
+
+fn as_json(
+    args: &BenchGenerateArgs,
+    options: &Options,
+    device: &str,
+    measured: &Measured,
+    ceilings: &Ceilings,
+) -> serde_json::Value {
+    json!({
+        "device": device,
+        "shape": args.shape,
+        "prompt": args.prompt,
+        "sequences": options.sequences,
+        "adapters": options.adapters,
+        "greedy": args.greedy,
+        "prefill_chunk": options.prefill_chunk,
+        "prompt_tokens_per_second": measured.prompt_tokens_per_second(),
+        "tokens_per_second": measured.tokens_per_second(),
+        "tokens_per_second_of_each": measured.tokens_per_second() / options.sequences as f64,
+        "seconds_per_step": measured.median(),
+        "floor_seconds": floor(measured, ceilings),
+        "share_of_floor": floor(measured, ceilings) / measured.median(),
+        "memory_rate": ceilings.memory,
+        "planned_bytes": measured.planned,
+        "peak_bytes": measured.peak,
+        "operations": measured.operations.iter().map(|op| json!([op.op, op.calls, op.milliseconds])).collect::<Vec<_>>(),
+    })
+}
+
+fn print(options: &Options, measured: &Measured, ceilings: &Ceilings) {
+    let sequences = options.sequences;
+    let adapters = match options.adapters {
+        0 => "the base alone".into(),
+        1 => "an adapter".into(),
+        several => format!("{several} adapters"),
+    };
+    println!("\n{sequences} at once, {adapters}");
+    println!(
+        "  answers: {:.1} tokens/s in all, {:.1} each; {:.2} ms a step (median of {})",
+        measured.tokens_per_second(),
+        measured.tokens_per_second() / sequences as f64,
+        1e3 * measured.median(),
+        measured.seconds.len()
+    );
+    println!(
+        "  {:.0} % of the floor: reading {} of weights once at {:.0} GB/s, as measured here, takes {:.2} ms",
+        100.0 * floor(measured, ceilings) / measured.median(),
+        display_bytes(measured.floor_bytes),
+        ceilings.memory / 1e9,
+        1e3 * floor(measured, ceilings)
+    );
+    println!(
+        "  prompts: {:.0} tokens/s, {:.1} ms to the first token of the last",
+        measured.prompt_tokens_per_second(),
+        1e3 * measured.prompt_seconds
+    );
+    match measured.peak {
+        Some(peak) => println!(
+            "  memory: {} at the peak so far, {} planned",
+            display_bytes(peak),
+            display_bytes(measured.planned)
+        ),
+        None => println!("  memory: {} planned", display_bytes(measured.planned)),
+    }
+    print_operations(&measured.operations);
+}
