@@ -12,7 +12,7 @@ use eyas_backend::Backend;
 use eyas_data::Example;
 use eyas_model::{LoadOptions, Model};
 use eyas_train::recipe::MemoryBudget;
-use eyas_train::{Event, ExtraFile, Job, Outcome, Recipe, Result, Trainer, TrainingPlan};
+use eyas_train::{Event, ExtraFile, Job, Outcome, Recipe, Replica, Result, Trainer, TrainingPlan};
 pub use golden::*;
 
 /// Rows of different lengths, with something to learn in them: each continues an arithmetic progression.
@@ -111,7 +111,7 @@ pub fn run_watched<B: Backend>(
     let eval = &rows(24)[19..];
     let mut told = Told::default();
     let extra_files = vec![ExtraFile { name: "recipe.toml".into(), contents: recipe.to_toml().into_bytes() }];
-    let job = Job { backend, model, recipe, train, eval, extra_files };
+    let job = Job { replicas: vec![Replica::alone(backend, model)], recipe, train, eval, extra_files };
     let mut observer = |event: &Event<'_>| {
         match event {
             Event::Warning(warning) => told.warnings.push((*warning).into()),
@@ -131,8 +131,14 @@ pub fn plans<B: Backend>(model: &Model<B>, backend: &B, recipe: &Recipe) -> Vec<
     let mut recipe = recipe.clone();
     let mut plan = |budget: MemoryBudget| {
         recipe.training.memory_budget = budget;
-        let job = Job { backend, model, recipe: &recipe, train, eval, extra_files: Vec::new() };
-        Trainer::new(job).ok().map(|trainer| trainer.summary().plan.clone())
+        let job = Job {
+            replicas: vec![Replica::alone(backend, model)],
+            recipe: &recipe,
+            train,
+            eval,
+            extra_files: Vec::new(),
+        };
+        Trainer::new(job).ok().map(|trainer| trainer.summary().plans[0].clone())
     };
     let first = plan(MemoryBudget::Auto);
     std::iter::successors(first, |larger| plan(MemoryBudget::Bytes(larger.total() - 1))).collect()
