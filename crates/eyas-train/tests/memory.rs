@@ -221,7 +221,7 @@ fn every_budget_gets_the_plan_that_computes_least_twice() {
             layout.clone(),
             &params,
             plan.moments,
-            &[plan.memory.clone()],
+            std::slice::from_ref(&plan.memory),
         )
         .unwrap();
         let after = [&backend.bytes, &backend.host].map(|bytes| bytes.load(Ordering::Relaxed));

@@ -108,10 +108,21 @@ pub fn run_watched<B: Backend>(
     stop: &AtomicBool,
     watch: &mut dyn FnMut(&Event<'_>),
 ) -> (Result<Outcome>, Told) {
+    run_shared(vec![Replica::alone(backend, model)], recipe, train, stop, watch)
+}
+
+/// The same on several replicas.
+pub fn run_shared<B: Backend>(
+    replicas: Vec<Replica<'_, B>>,
+    recipe: &Recipe,
+    train: &[Example],
+    stop: &AtomicBool,
+    watch: &mut dyn FnMut(&Event<'_>),
+) -> (Result<Outcome>, Told) {
     let eval = &rows(24)[19..];
     let mut told = Told::default();
     let extra_files = vec![ExtraFile { name: "recipe.toml".into(), contents: recipe.to_toml().into_bytes() }];
-    let job = Job { replicas: vec![Replica::alone(backend, model)], recipe, train, eval, extra_files };
+    let job = Job { replicas, recipe, train, eval, extra_files };
     let mut observer = |event: &Event<'_>| {
         match event {
             Event::Warning(warning) => told.warnings.push((*warning).into()),
@@ -147,4 +158,10 @@ pub fn plans<B: Backend>(model: &Model<B>, backend: &B, recipe: &Recipe) -> Vec<
 /// The bits of an adapter.
 pub fn bits(outcome: &Outcome) -> Vec<u32> {
     outcome.adapter.params.iter().map(|value| value.to_bits()).collect()
+}
+
+/// Losses that differ by the order of sums alone.
+pub fn assert_near(a: &[f64], b: &[f64]) {
+    assert_eq!(a.len(), b.len());
+    assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5 * a), "{a:?} and {b:?}");
 }
