@@ -5,13 +5,16 @@ use std::time::Instant;
 
 use eyas_backend::memory::host_memory;
 use eyas_backend::{Backend, Dtype, FlatBatch, HostMatrix, Linear, OpTime, Projection, Storage, Write};
-use eyas_model::{LoraLayout, Model};
+use eyas_model::LoraLayout;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::engine::{Engine, Update};
-use crate::plan::{self, Shape, TrainingPlan};
+use crate::plan::{self, Role, Shape, TrainingPlan};
+use crate::prepare::check_replicas;
 use crate::recipe::Recipe;
+use crate::replica::Replica;
+use crate::room::Share;
 use crate::{Error, Result};
 
 /// How long the rows of a benchmark are.
@@ -56,8 +59,8 @@ pub struct Options {
 /// What [`train`] measured.
 #[derive(Clone, Debug)]
 pub struct Measured {
-    /// The memory plan of the run.
-    pub plan: TrainingPlan,
+    /// The memory plan of the run, for each replica.
+    pub plans: Vec<TrainingPlan>,
     /// Seconds from the plan to the end of the first step: allocation and tuning.
     pub first_step: f64,
     /// Seconds of each counted step.
@@ -66,9 +69,9 @@ pub struct Measured {
     pub tokens: Vec<usize>,
     /// The loss of every step, those not counted included.
     pub losses: Vec<f32>,
-    /// The most bytes held.
-    pub peak: Option<u64>,
-    /// What each operation took in one more step, on devices that can tell.
+    /// The most bytes held on each device; empty where they do not tell.
+    pub peaks: Vec<u64>,
+    /// What each operation took in one more step on the first device, where it can tell.
     pub operations: Vec<OpTime>,
     /// Floating-point operations of the frozen products for each token: twice the weights forward, and again for the
     /// input gradient.
@@ -89,55 +92,63 @@ impl Measured {
     }
 }
 
-/// Trains on random tokens by a recipe, every token a target, and measures it. Batch and accumulation are the recipe's.
+/// Trains on random tokens by a recipe, every token a target, and measures it. Batch and accumulation are the recipe's,
+/// for each replica.
 ///
 /// # Errors
-/// When no plan fits the memory or the device fails.
+/// When no plan fits the memory or a device fails.
 pub fn train<B: Backend>(
-    backend: &B,
-    model: &Model<B>,
+    replicas: &[Replica<'_, B>],
     recipe: &Recipe,
     options: Options,
     stop: &AtomicBool,
     mut done: impl FnMut(usize),
 ) -> Result<Measured> {
     let training = &recipe.training;
-    let decoder = model.decoder();
+    check_replicas(replicas, recipe)?;
+    let decoder = replicas[0].model.decoder();
     let layout = LoraLayout::new(decoder, recipe.lora.config())?;
     let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
+    let share = Share::of(training, replicas.len());
     let steps = (0..options.steps + 2)
-        .map(|_| micro_batches(training, options.lengths, decoder.vocab_size, &mut rng))
+        .map(|_| micro_batches(share, options.lengths, decoder.vocab_size, &mut rng))
         .collect::<Result<Vec<_>>>()?;
     let most = |count: fn(&FlatBatch) -> usize| steps.iter().flatten().map(count).max().unwrap_or(0);
-    let shape = Shape {
-        decoder,
-        layout: &layout,
-        weights: model.footprint(),
-        dtype: backend.compute_dtype(),
-        batch: training.per_device_train_batch_size,
-        max_tokens: most(FlatBatch::tokens),
-        max_sequences: most(FlatBatch::sequences),
-        max_targets: most(FlatBatch::target_tokens),
-        moments: training.optim.moments(),
-        host_memory: host_memory(),
+    let plan = |(number, Replica { backend, model, .. }): (usize, &Replica<'_, B>)| {
+        let shape = Shape {
+            role: Role::of(number, replicas.len()),
+            decoder,
+            layout: &layout,
+            weights: model.footprint(),
+            dtype: backend.compute_dtype(),
+            batch: share.batch,
+            max_tokens: most(FlatBatch::tokens),
+            max_sequences: most(FlatBatch::sequences),
+            max_targets: most(FlatBatch::target_tokens),
+            moments: training.optim.moments(),
+            host_memory: host_memory().map(|bytes| bytes / replicas.len() as u64),
+        };
+        let budget = plan::budget(*backend, model.footprint(), training.memory_budget)?;
+        TrainingPlan::new::<B>(&shape, training.gradient_checkpointing, budget, None)
     };
-    let budget = plan::budget(backend, model.footprint(), training.memory_budget)?;
-    let plan = TrainingPlan::new::<B>(&shape, training.gradient_checkpointing, budget, None)?;
+    let plans = replicas.iter().enumerate().map(plan).collect::<Result<Vec<_>>>()?;
 
     let start = Instant::now();
     let params = layout.initialize(training.seed);
-    let mut engine = Engine::new(backend, model, layout, &params, plan.moments, plan.memory.clone())?;
+    let memory: Vec<_> = plans.iter().map(|plan| plan.memory.clone()).collect();
+    let mut engine = Engine::new(replicas, layout, &params, plans[0].moments, &memory)?;
+    let leader = replicas[0].backend;
     let (mut seconds, mut tokens) = (Vec::new(), Vec::new());
     let (mut first_step, mut losses, mut micro) = (0.0, Vec::new(), 0);
     for (index, step) in steps.iter().enumerate() {
         let watched = index > options.steps;
         if watched {
-            backend.measure(true)?;
+            leader.measure(true)?;
         }
         let begun = Instant::now();
         let Some(measured) = engine.accumulate(step, micro, training, stop, |_| {})? else { break };
         let update = engine.update(measured, training, training.learning_rate)?;
-        backend.synchronize()?;
+        leader.synchronize()?;
         let loss = measured.loss;
         let broken = [
             ("loss", loss, !loss.is_finite()),
@@ -159,29 +170,29 @@ pub fn train<B: Backend>(
         }
         done(index + 1);
     }
-    let operations = backend.measured()?;
-    backend.measure(false)?;
+    let operations = leader.measured()?;
+    leader.measure(false)?;
     let head = (decoder.vocab_size * decoder.hidden_size) as f64;
     Ok(Measured {
-        plan,
+        plans,
         first_step,
         seconds,
         tokens,
         losses,
-        peak: backend.used_memory().map(|(_, peak)| peak),
+        peaks: replicas.iter().filter_map(|replica| Some(replica.backend.used_memory()?.1)).collect(),
         operations,
         flops_per_token: 4.0 * (decoder.linear_parameters() as f64 + head),
     })
 }
 
 fn micro_batches(
-    training: &crate::recipe::Training,
+    share: Share,
     lengths: Lengths,
     vocab: usize,
     rng: &mut ChaCha8Rng,
 ) -> Result<Vec<FlatBatch>> {
-    let (batch, accumulation) = (training.per_device_train_batch_size, training.gradient_accumulation_steps);
-    let mut lengths = lengths.draw(batch * accumulation, rng);
+    let Share { batch, micro_batches } = share;
+    let mut lengths = lengths.draw(batch.saturating_mul(micro_batches), rng);
     // As grouping by length orders a step: the longest rows meet first, so an overflow shows at once.
     lengths.sort_unstable_by(|a, b| b.cmp(a));
     lengths

@@ -1,26 +1,38 @@
-//! One optimiser step and one evaluation: the program that the loop repeats.
+//! One optimiser step and one evaluation, over one replica of the model or several: the program that the loop repeats.
+//!
+//! The micro-batches of a step are dealt out in turn. Each replica sums the gradient of its own; the sums are added in the
+//! order of the replicas, in host memory, and the first replica, the leader, measures and takes the step. The others get the
+//! adapter with their next work, so all compute with the same bits, and what fails on the way there has changed nothing.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use eyas_backend::{Backend, Dropout, Dtype, FlatBatch, MomentStorage};
-use eyas_model::{ActiveAdapter, DeviceBatch, LoraLayout, MemoryPlan, Model, Workspace};
+use eyas_model::{LoraLayout, MemoryPlan};
+use rayon::prelude::*;
 
-use crate::Result;
 use crate::loss_scale::LossScale;
 use crate::optimizer::{Optimizer, OptimizerState};
 use crate::recipe::Training;
+use crate::replica::{Common, Gradient, Replica, Worker};
+use crate::together::{Signals, together};
+use crate::{Error, Result};
 
-/// The memory of a run on its device, and the steps over it.
+/// Values that are added at a time: what stays in a processor's cache.
+const SUM_BLOCK: usize = 1 << 14;
+
+/// The memory of a run on its devices, and the steps over it.
 #[derive(Debug)]
 pub struct Engine<'a, B: Backend> {
-    backend: &'a B,
-    model: &'a Model<B>,
+    /// The first leads: it has the optimiser.
+    workers: Vec<Worker<'a, B>>,
+    optimizer: Optimizer<B>,
     layout: LoraLayout,
-    /// The adapter and its optimiser.
-    pub optimizer: Optimizer<B>,
-    workspace: Workspace<B>,
-    batch: DeviceBatch<B>,
-    loss: B::Tensor,
+    /// The adapter on its way from the leader to the others, if there are any.
+    adapter: Vec<f32>,
+    /// Which one that is; `None` where the leader has taken a step since.
+    adapter_version: Option<u64>,
+    /// Adapters that were on their way so far.
+    versions: u64,
     /// Where activations are in half precision.
     pub loss_scale: Option<LossScale>,
 }
@@ -61,54 +73,56 @@ pub enum Update {
 }
 
 impl<'a, B: Backend> Engine<'a, B> {
-    /// Allocates all that steps of this plan need.
+    /// Allocates all that steps of these plans need, one for each replica. The first has the optimiser.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When a device has no room, or there are not as many plans as replicas.
     pub fn new(
-        backend: &'a B,
-        model: &'a Model<B>,
+        replicas: &[Replica<'a, B>],
         layout: LoraLayout,
         params: &[f32],
         moments: MomentStorage,
-        plan: MemoryPlan,
+        plans: &[MemoryPlan],
     ) -> Result<Self> {
-        let (decoder, dtype) = (model.decoder(), backend.compute_dtype());
-        backend.reserve(&Workspace::<B>::step_shape(
-            decoder,
-            Some(&layout),
-            &plan,
-            dtype,
-            model.footprint(),
-        ))?;
-        let batch = DeviceBatch::new(backend, plan.max_tokens, plan.max_sequences)?;
+        let (Some(leader), true) = (replicas.first(), replicas.len() == plans.len()) else {
+            return Err(Error::Replicas(format!(
+                "{} memory plans for {} replicas",
+                plans.len(),
+                replicas.len()
+            )));
+        };
+        let is_alone = replicas.len() == 1;
+        let on = |number: usize| move |error| on_replica(replicas, number, error);
+        let workers = (0..replicas.len())
+            .map(|n| Worker::new(&replicas[n], &layout, params, plans[n].clone(), is_alone).map_err(on(n)))
+            .collect::<Result<_>>()?;
+        let optimizer = Optimizer::new(leader.backend, params.len(), moments).map_err(on(0))?;
         Ok(Self {
-            backend,
-            model,
-            optimizer: Optimizer::new(backend, params, moments)?,
-            workspace: Workspace::new(backend, model.decoder(), Some(&layout), plan)?,
+            workers,
+            optimizer,
             layout,
-            batch,
-            loss: backend.zeros(Dtype::F32, 1, 1)?,
-            loss_scale: (backend.compute_dtype() == Dtype::F16).then(LossScale::default),
+            adapter: if is_alone { Vec::new() } else { params.to_vec() },
+            adapter_version: Some(0),
+            versions: 0,
+            loss_scale: (leader.backend.compute_dtype() == Dtype::F16).then(LossScale::default),
         })
     }
 
     /// As [`Engine::new`], going on from a state.
     ///
     /// # Errors
-    /// When the device has no room, or the moments are not of the format or the number that the plan says.
+    /// As there, and when the moments are not of the format or the number that the plan says.
     pub fn resumed(
-        backend: &'a B,
-        model: &'a Model<B>,
+        replicas: &[Replica<'a, B>],
         layout: LoraLayout,
         state: &State,
         moments: MomentStorage,
-        plan: MemoryPlan,
+        plans: &[MemoryPlan],
     ) -> Result<Self> {
-        let mut engine = Self::new(backend, model, layout, &state.params, moments, plan)?;
+        let mut engine = Self::new(replicas, layout, &state.params, moments, plans)?;
         if let Some(optimizer) = &state.optimizer {
-            engine.optimizer.restore(backend, optimizer)?;
+            let backend = engine.leader().replica.backend;
+            engine.optimizer.restore(backend, optimizer).map_err(|error| engine.on(0, error))?;
         }
         if engine.loss_scale.is_some() {
             engine.loss_scale = state.loss_scale.or(engine.loss_scale);
@@ -116,16 +130,40 @@ impl<'a, B: Backend> Engine<'a, B> {
         Ok(engine)
     }
 
+    fn leader(&self) -> &Worker<'a, B> {
+        &self.workers[0]
+    }
+
+    /// Names the replica that failed, where there are several.
+    fn on(&self, number: usize, error: Error) -> Error {
+        name_replica(self.workers.len(), number, &self.workers[number].replica.label, error)
+    }
+
     /// Reads back what the run can go on from, bit for bit: the state after the last step that was taken.
     ///
     /// # Errors
     /// When the device fails.
     pub fn state(&self) -> Result<State> {
-        Ok(State {
-            params: self.optimizer.download_params(self.backend)?,
-            optimizer: Some(self.optimizer.state(self.backend)?),
-            loss_scale: self.loss_scale,
-        })
+        let (params, optimizer) = (self.params()?, self.optimizer_state()?);
+        Ok(State { params, optimizer: Some(optimizer), loss_scale: self.loss_scale })
+    }
+
+    /// The optimiser's moments and steps.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn optimizer_state(&self) -> Result<OptimizerState> {
+        self.optimizer.state(self.leader().replica.backend).map_err(|error| self.on(0, error))
+    }
+
+    /// The adapter's current values.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn params(&self) -> Result<Vec<f32>> {
+        let mut values = vec![0.0; self.layout.parameters()];
+        self.leader().read_params(&mut values).map_err(|error| self.on(0, error))?;
+        Ok(values)
     }
 
     /// The adapter's layout.
@@ -133,46 +171,89 @@ impl<'a, B: Backend> Engine<'a, B> {
         &self.layout
     }
 
-    /// Sums the gradient over the micro-batches and measures it. `first` numbers the first micro-batch in the run,
-    /// which decides its dropout; `done` is told after each. `None` when `stop` was set on the way: nothing has
+    /// Sums the gradient over the micro-batches of all replicas and measures it. `first` numbers the first micro-batch in
+    /// the run, which decides its dropout; `done` is told after each. `None` when `stop` was set on the way: nothing has
     /// changed then.
     ///
     /// The loss is the mean over all targets of the accumulated batch, not the mean of the micro-batches' means,
     /// which would give a target in a short micro-batch more weight than one in a long.
     ///
     /// # Errors
-    /// When the device fails, or a micro-batch is larger than planned.
+    /// When a device fails, or a micro-batch is larger than planned.
     pub fn accumulate(
         &mut self,
         micro_batches: &[FlatBatch],
         first: u32,
         training: &Training,
         stop: &AtomicBool,
-        mut done: impl FnMut(usize),
+        done: impl FnMut(usize),
     ) -> Result<Option<Measured>> {
         let targets: usize = micro_batches.iter().map(FlatBatch::target_tokens).sum();
         let scale = 1.0 / targets.max(1) as f32;
         let loss_scale = self.loss_factor();
-        let dropout = self.layout.config.lora_dropout as f32;
-        self.backend.clear(&mut self.loss)?;
-        self.backend.clear(&mut self.optimizer.grads)?;
-        for (index, micro_batch) in micro_batches.iter().enumerate() {
-            if stop.load(Ordering::Relaxed) {
-                return Ok(None);
-            }
-            let mask =
-                Dropout { p: dropout, seed: training.seed, micro_batch: first.wrapping_add(index as u32) };
-            let Self { backend, model, layout, optimizer, workspace, batch, loss, .. } = self;
-            let adapter =
-                ActiveAdapter { layout, params: &optimizer.params, dropout: (dropout > 0.0).then_some(mask) };
-            batch.load(backend, micro_batch)?;
-            model.forward(backend, batch, Some(adapter), workspace)?;
-            model.loss(backend, batch, workspace, loss, Some(scale * loss_scale))?;
-            model.backward(backend, batch, adapter, workspace, &mut optimizer.grads)?;
-            done(index + 1);
+        let p = self.layout.config.lora_dropout as f32;
+        let gradient = Gradient {
+            scale: scale * loss_scale,
+            dropout: Dropout { p, seed: training.seed, micro_batch: first },
+        };
+        let losses = self.deal(micro_batches, stop, done, |number, worker, common, signals| {
+            worker.accumulate(number, common, gradient, signals)
+        })?;
+        let Some(losses) = losses else { return Ok(None) };
+        self.add_up(losses.len()).map_err(|error| self.on(0, error))?;
+        let leader = &self.workers[0];
+        let grad_norm = self.optimizer.grad_norm(leader.replica.backend, &leader.grads);
+        let grad_norm = grad_norm.map_err(|error| self.on(0, error))? / loss_scale;
+        Ok(Some(Measured { loss: losses.iter().sum::<f32>() * scale, grad_norm }))
+    }
+
+    /// Has the batches done by the replicas, as many of them as there are batches for. What each has to say comes in
+    /// their order.
+    fn deal<T: Send>(
+        &mut self,
+        batches: &[FlatBatch],
+        stop: &AtomicBool,
+        done: impl FnMut(usize),
+        work: impl Fn(usize, &mut Worker<'a, B>, Common<'_>, Signals<'_>) -> Result<Option<T>> + Sync,
+    ) -> Result<Option<Vec<T>>> {
+        let replicas = self.workers.len().min(batches.len()).max(1);
+        let version = self.send_adapter()?;
+        let Self { workers, layout, adapter, .. } = self;
+        let common = Common { layout, batches, adapter: (adapter, version), replicas };
+        let result = together(&mut workers[..replicas], stop, done, |number, worker, signals| {
+            work(number, worker, common, signals)
+        });
+        result.map_err(|(number, error)| self.on(number, error))
+    }
+
+    /// Reads the leader's adapter for the others, if it has changed. Returns which one it is.
+    fn send_adapter(&mut self) -> Result<u64> {
+        if let Some(version) = self.adapter_version {
+            return Ok(version);
         }
-        let grad_norm = self.optimizer.grad_norm(self.backend)? / loss_scale;
-        Ok(Some(Measured { loss: self.read_loss()? * scale, grad_norm }))
+        if self.workers.len() > 1 {
+            let Self { workers, adapter, .. } = self;
+            workers[0].read_params(adapter).map_err(|error| self.on(0, error))?;
+            self.versions += 1;
+        }
+        self.adapter_version = Some(self.versions);
+        Ok(self.versions)
+    }
+
+    /// Adds the first replicas' gradients up in their order; the leader has the sum afterwards.
+    fn add_up(&mut self, replicas: usize) -> Result<()> {
+        let (leader, others) = self.workers.split_at_mut(1);
+        let (leader, others) = (&mut leader[0], &others[..replicas - 1]);
+        if others.is_empty() {
+            return Ok(());
+        }
+        leader.sum.par_chunks_mut(SUM_BLOCK).enumerate().for_each(|(block, sum)| {
+            for other in others {
+                let values = &other.sum[block * SUM_BLOCK..][..sum.len()];
+                sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+            }
+        });
+        Ok(leader.replica.backend.upload(&leader.sum, &mut leader.grads)?)
     }
 
     /// Takes the step that [`Engine::accumulate`] measured. Where its gradient is not finite nothing changes but the
@@ -187,7 +268,10 @@ impl<'a, B: Backend> Engine<'a, B> {
             return Ok(if backed_off { Update::LeftOut { loss_scale } } else { Update::Impossible });
         }
         let factor = self.loss_factor();
-        self.optimizer.step(self.backend, training, learning_rate, factor)?;
+        let Worker { replica, grads, params, .. } = &mut self.workers[0];
+        let taken = self.optimizer.step(replica.backend, training, learning_rate, factor, grads, params);
+        taken.map_err(|error| self.on(0, error))?;
+        self.adapter_version = None;
         if let Some(scale) = &mut self.loss_scale {
             scale.taken();
         }
@@ -199,36 +283,36 @@ impl<'a, B: Backend> Engine<'a, B> {
         self.loss_scale.map_or(1.0, |scale| scale.scale)
     }
 
-    /// Cross-entropy summed over the targets of the batches, without dropout. `None` when `stop` was set on the way.
+    /// Cross-entropy summed over the targets of the batches, without dropout. `None` when `stop` was set on the way. The
+    /// losses of the batches are added in their order, so the number of replicas changes no bit.
     ///
     /// # Errors
-    /// When the device fails, or a batch is larger than planned.
+    /// When a device fails, or a batch is larger than planned.
     pub fn evaluate(
         &mut self,
         batches: &[FlatBatch],
         stop: &AtomicBool,
-        mut done: impl FnMut(usize),
+        done: impl FnMut(usize),
     ) -> Result<Option<f64>> {
-        let mut sum = 0.0;
-        for (index, flat) in batches.iter().enumerate() {
-            if stop.load(Ordering::Relaxed) {
-                return Ok(None);
-            }
-            let Self { backend, model, layout, optimizer, workspace, batch, loss, .. } = self;
-            let adapter = ActiveAdapter { layout, params: &optimizer.params, dropout: None };
-            backend.clear(loss)?;
-            batch.load(backend, flat)?;
-            model.forward_only(backend, batch, Some(adapter), workspace)?;
-            model.loss(backend, batch, workspace, loss, None)?;
-            sum += f64::from(self.read_loss()?);
-            done(index + 1);
-        }
-        Ok(Some(sum))
+        let losses = self.deal(batches, stop, done, |number, worker, common, signals| {
+            worker.evaluate(number, common, signals)
+        })?;
+        let in_order = |losses: Vec<Vec<f32>>| {
+            let of = |batch: usize| f64::from(losses[batch % losses.len()][batch / losses.len()]);
+            (0..batches.len()).map(of).sum()
+        };
+        Ok(losses.map(in_order))
     }
+}
 
-    fn read_loss(&self) -> Result<f32> {
-        let mut loss = [0.0];
-        self.backend.download(&self.loss, &mut loss)?;
-        Ok(loss[0])
+/// Names the replica that failed, where there are several.
+pub(crate) fn on_replica<B: Backend>(replicas: &[Replica<'_, B>], number: usize, error: Error) -> Error {
+    name_replica(replicas.len(), number, &replicas[number].label, error)
+}
+
+fn name_replica(of: usize, replica: usize, label: &str, error: Error) -> Error {
+    if of == 1 {
+        return error;
     }
+    Error::OnReplica { replica, label: label.into(), source: Box::new(error) }
 }

@@ -34,10 +34,13 @@ pub enum Error {
     },
     /// A run that does not fit into the memory it may take.
     #[error(
-        "the run needs at least {needed} and may take {budget}; {advice}",
-        needed = crate::plan::display_bytes(*.needed), budget = crate::plan::display_bytes(*.budget)
+        "the run needs at least {needed}{on} and may take {budget}; {advice}",
+        needed = crate::plan::display_bytes(*.needed), budget = crate::plan::display_bytes(*.budget),
+        on = .device.as_ref().map_or(String::new(), |device| format!(" on {device}"))
     )]
     Memory {
+        /// The replica that it does not fit on, where there are several.
+        device: Option<String>,
         /// Bytes of the most sparing plan.
         needed: u64,
         /// Bytes that the run may take.
@@ -99,6 +102,31 @@ pub enum Error {
         /// The newest checkpoint in it.
         checkpoint: String,
     },
+    /// Replicas that do not go together.
+    #[error("{0}")]
+    Replicas(String),
+    /// One of several replicas that failed.
+    #[error("{label}: {source}")]
+    OnReplica {
+        /// Its number.
+        replica: usize,
+        /// What it is called.
+        label: String,
+        /// What failed.
+        source: Box<Error>,
+    },
+    /// A fault of the program on a replica's thread.
+    #[error("a fault in the program stopped it: {message}")]
+    Panicked {
+        /// What the panic said.
+        message: String,
+    },
+    /// A thread that the system did not start.
+    #[error("a thread cannot be started: {source}")]
+    Thread {
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The model or the adapter.
     #[error(transparent)]
     Model(#[from] eyas_model::Error),
@@ -123,7 +151,16 @@ impl Error {
                 }
                 _ => None,
             },
+            Self::OnReplica { source, .. } => source.missing_memory(),
             _ => None,
+        }
+    }
+
+    /// The replica that failed: the first where there is only one.
+    pub(crate) fn replica(&self) -> usize {
+        match self {
+            Self::OnReplica { replica, .. } => *replica,
+            _ => 0,
         }
     }
 }

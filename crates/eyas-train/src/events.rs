@@ -69,10 +69,12 @@ impl<F: FnMut(&Event<'_>)> Observer for F {
 /// What a run is going to be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Summary {
-    /// The device.
+    /// The device, or the devices.
     pub device: String,
-    /// How memory is laid out.
-    pub plan: TrainingPlan,
+    /// What each replica of the model is called.
+    pub replicas: Vec<String>,
+    /// How memory is laid out, for each replica.
+    pub plans: Vec<TrainingPlan>,
     /// Parameters of the adapter.
     pub trainable_parameters: u64,
     /// Parameters of the base.
@@ -96,7 +98,7 @@ pub struct Summary {
 }
 
 /// A step.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct StepReport {
     /// Its number, from 1.
     pub global_step: u64,
@@ -114,8 +116,8 @@ pub struct StepReport {
     pub tokens: usize,
     /// Seconds it took.
     pub seconds: f64,
-    /// Bytes in use on the device, or by the process where the device's memory is its own.
-    pub memory: Option<u64>,
+    /// Bytes in use on each device, or by the process where the device's memory is its own; empty where they do not tell.
+    pub memory: Vec<u64>,
 }
 
 /// An evaluation of the held-out rows.

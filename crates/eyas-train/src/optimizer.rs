@@ -1,4 +1,4 @@
-//! The trained vectors on the device: the adapter, its gradient and AdamW's moments.
+//! AdamW over the adapter: its moments on the device of the first replica.
 
 use eyas_backend::{AdamW, Backend, Dtype, HostMoments, MomentStorage};
 
@@ -8,13 +8,8 @@ use crate::recipe::Training;
 /// AdamW (Loshchilov and Hutter 2019) over the adapter's flat vector.
 #[derive(Debug)]
 pub struct Optimizer<B: Backend> {
-    /// The adapter, `[1, parameters]`, `f32`.
-    pub params: B::Tensor,
-    /// Its gradient, summed over the micro-batches of a step.
-    pub grads: B::Tensor,
     moments: B::Moments,
     norm: B::Tensor,
-    parameters: usize,
     /// Steps taken.
     step: u32,
 }
@@ -29,27 +24,16 @@ pub struct OptimizerState {
 }
 
 impl<B: Backend> Optimizer<B> {
-    /// Puts an adapter on the device, with moments of zero.
+    /// Moments of zero on the device.
     ///
     /// # Errors
     /// When the device has no room.
-    pub fn new(backend: &B, params: &[f32], storage: MomentStorage) -> Result<Self> {
-        let vector = || backend.zeros(Dtype::F32, 1, params.len());
-        let mut optimizer = Self {
-            params: vector()?,
-            grads: vector()?,
-            moments: backend.new_moments(params.len(), storage)?,
+    pub fn new(backend: &B, parameters: usize, storage: MomentStorage) -> Result<Self> {
+        Ok(Self {
+            moments: backend.new_moments(parameters, storage)?,
             norm: backend.zeros(Dtype::F32, 1, 1)?,
-            parameters: params.len(),
             step: 0,
-        };
-        backend.upload(params, &mut optimizer.params)?;
-        Ok(optimizer)
-    }
-
-    /// Bytes that [`Optimizer::new`] takes for the adapter, and for its gradient.
-    pub fn vector_bytes(parameters: usize) -> u64 {
-        parameters as u64 * Dtype::F32.size() as u64
+        })
     }
 
     /// Goes on from saved moments.
@@ -60,16 +44,6 @@ impl<B: Backend> Optimizer<B> {
         backend.write_moments(&state.moments, &mut self.moments)?;
         self.step = state.step;
         Ok(())
-    }
-
-    /// The adapter's current values.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn download_params(&self, backend: &B) -> Result<Vec<f32>> {
-        let mut values = vec![0.0; self.parameters];
-        backend.download(&self.params, &mut values)?;
-        Ok(values)
     }
 
     /// What to save of the optimiser.
@@ -84,15 +58,15 @@ impl<B: Backend> Optimizer<B> {
     ///
     /// # Errors
     /// When the device fails.
-    pub fn grad_norm(&mut self, backend: &B) -> Result<f32> {
-        backend.grad_norm(&self.grads, &mut self.norm)?;
+    pub fn grad_norm(&mut self, backend: &B, grads: &B::Tensor) -> Result<f32> {
+        backend.grad_norm(grads, &mut self.norm)?;
         let mut norm = [0.0];
         backend.download(&self.norm, &mut norm)?;
         Ok(norm[0])
     }
 
-    /// Takes one step with the gradient that [`Optimizer::grad_norm`] was asked about, which is that of `loss_scale`
-    /// times the loss.
+    /// Takes one step of `params` with the gradient that [`Optimizer::grad_norm`] was asked about, which is that of
+    /// `loss_scale` times the loss.
     ///
     /// # Errors
     /// When the device fails. Where it had no room, nothing has changed.
@@ -102,6 +76,8 @@ impl<B: Backend> Optimizer<B> {
         training: &Training,
         learning_rate: f64,
         loss_scale: f32,
+        grads: &B::Tensor,
+        params: &mut B::Tensor,
     ) -> Result<()> {
         let step = self.step + 1;
         let spec = AdamW {
@@ -114,7 +90,7 @@ impl<B: Backend> Optimizer<B> {
             max_grad_norm: (training.max_grad_norm > 0.0).then_some(training.max_grad_norm as f32),
             loss_scale,
         };
-        backend.adamw(spec, &self.grads, &self.norm, &mut self.params, &mut self.moments)?;
+        backend.adamw(spec, grads, &self.norm, params, &mut self.moments)?;
         self.step = step;
         Ok(())
     }

@@ -7,7 +7,6 @@ use std::fmt;
 use eyas_backend::{Backend, Dtype, MomentStorage};
 use eyas_model::{Decoder, Footprint, LoraLayout, MemoryPlan, Retain, Workspace};
 
-use crate::optimizer::Optimizer;
 use crate::recipe::{GradientCheckpointing, MemoryBudget};
 use crate::{Error, Result};
 
@@ -18,9 +17,43 @@ const BATCH_BYTES_PER_TOKEN: u64 = 20;
 /// Bytes of a sequence: its end and its slot.
 const BATCH_BYTES_PER_SEQUENCE: u64 = 8;
 
-/// What a run is, as far as memory is concerned.
+/// What a replica has besides its share of the batches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// The only replica: it has the optimiser.
+    #[default]
+    Alone,
+    /// The first of several: it has the optimiser, and in host memory the gradients' sum and the adapter for the others.
+    Leader,
+    /// One of the others: in host memory it has its gradient.
+    Follower,
+}
+
+impl Role {
+    /// The role of a replica among so many.
+    pub fn of(replica: usize, replicas: usize) -> Self {
+        match (replica, replicas) {
+            (_, 0 | 1) => Self::Alone,
+            (0, _) => Self::Leader,
+            _ => Self::Follower,
+        }
+    }
+
+    /// Vectors of the adapter's length in host memory.
+    fn vectors(self) -> u64 {
+        match self {
+            Self::Alone => 0,
+            Self::Leader => 2,
+            Self::Follower => 1,
+        }
+    }
+}
+
+/// What a run is, as far as one device's memory is concerned.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape<'a> {
+    /// Which of the replicas it is.
+    pub role: Role,
     /// The model.
     pub decoder: &'a Decoder,
     /// The adapter.
@@ -37,9 +70,9 @@ pub struct Shape<'a> {
     pub max_sequences: usize,
     /// Targets of the micro-batch that has the most.
     pub max_targets: usize,
-    /// How the optimiser keeps its moments.
+    /// How the optimiser keeps its moments, where it is.
     pub moments: MomentStorage,
-    /// Host memory that may be pinned, where it is apart from the device's; `None` when nobody knows.
+    /// Host memory that this replica may take, where it is apart from the device's; `None` when nobody knows.
     pub host_memory: Option<u64>,
 }
 
@@ -54,6 +87,8 @@ pub struct TrainingPlan {
     pub moments: MomentStorage,
     /// Bytes of pinned host memory, apart from the device's: paged moments and blocks' inputs.
     pub host: u64,
+    /// Bytes of ordinary host memory by which gradients and the adapter go from one replica to another.
+    pub exchange: u64,
     /// What the run may take; `None` when nobody knows.
     pub budget: Option<u64>,
 }
@@ -81,7 +116,7 @@ impl TrainingPlan {
         let fits = |plan: &Self| budget.is_none_or(|budget| plan.total() <= budget);
         // With more rows than targets there is one chunk all the same.
         let rows = logit_rows.unwrap_or(B::LOGIT_ROWS).min(shape.max_targets).max(1);
-        if B::OFFLOADS && shape.moments.paged {
+        if paged_bytes::<B>(shape) > 0 {
             let resident = Shape { moments: MomentStorage { paged: false, ..shape.moments }, ..*shape };
             let plan = Self::with::<B>(&resident, most, 0, rows, budget);
             if fits(&plan) {
@@ -116,7 +151,8 @@ impl TrainingPlan {
             return 0;
         }
         let input = (shape.max_tokens * shape.decoder.hidden_size * shape.dtype.size()).max(1) as u64;
-        let room = shape.host_memory.map_or(u64::MAX, |bytes| bytes.saturating_sub(paged_bytes::<B>(shape)));
+        let taken = paged_bytes::<B>(shape) + exchange_bytes(shape);
+        let room = shape.host_memory.map_or(u64::MAX, |bytes| bytes.saturating_sub(taken));
         (shape.decoder.blocks() - kept).min(usize::try_from(room / input).unwrap_or(usize::MAX))
     }
 
@@ -143,8 +179,9 @@ impl TrainingPlan {
         let all = Workspace::<B>::bytes(decoder, Some(layout), &memory, dtype);
         let without_logits = MemoryPlan { logit_rows: 0, ..memory.clone() };
         let activations = Workspace::<B>::bytes(decoder, Some(layout), &without_logits, dtype);
-        let vector = Optimizer::<B>::vector_bytes(layout.parameters());
-        let scalars = 2 * Dtype::F32.size() as u64;
+        let vector = vector_bytes(layout.parameters());
+        let has_optimizer = shape.role != Role::Follower;
+        let scalars = (1 + u64::from(has_optimizer)) * Dtype::F32.size() as u64;
         let batch =
             BATCH_BYTES_PER_TOKEN * max_tokens as u64 + BATCH_BYTES_PER_SEQUENCE * (max_sequences as u64 + 1);
         let step = Workspace::<B>::step_shape(decoder, Some(layout), &memory, dtype, weights);
@@ -152,17 +189,20 @@ impl TrainingPlan {
             ("weights", weights.total()),
             ("adapter", vector),
             ("gradient", vector),
-            ("optimiser", B::moment_bytes(layout.parameters(), shape.moments)),
             ("activations", activations),
             ("logits", all - activations),
             ("batch", batch + scalars),
         ];
+        if has_optimizer {
+            parts.insert(3, ("optimiser", B::moment_bytes(layout.parameters(), shape.moments)));
+        }
         let scratch = B::scratch_bytes(&step);
         if scratch > 0 {
             parts.push(("scratch", scratch));
         }
         let host = paged_bytes::<B>(shape) + Workspace::<B>::host_bytes(decoder, &memory, dtype);
-        Self { memory, parts, moments: shape.moments, host, budget }
+        let exchange = exchange_bytes(shape);
+        Self { memory, parts, moments: shape.moments, host, exchange, budget }
     }
 
     fn too_large(&self, nothing_recomputed: bool, batch: usize) -> Error {
@@ -174,7 +214,7 @@ impl TrainingPlan {
             "lower max_length, or take a smaller model or rank"
         };
         let advice = format!("{advice}, or raise memory_budget. It would take:\n{self}");
-        Error::Memory { needed: self.total(), budget: self.budget.unwrap_or(u64::MAX), advice }
+        Error::Memory { device: None, needed: self.total(), budget: self.budget.unwrap_or(u64::MAX), advice }
     }
 
     /// All of it, in bytes.
@@ -209,6 +249,10 @@ impl fmt::Display for TrainingPlan {
                 blocks => write!(f, "the inputs of {blocks} blocks, and moments where they are paged")?,
             }
         }
+        if self.exchange > 0 {
+            let exchange = display_bytes(self.exchange);
+            write!(f, "\n  {exchange} of host memory for gradients and adapter between the devices")?;
+        }
         Ok(())
     }
 }
@@ -227,8 +271,18 @@ pub(crate) fn budget<B: Backend>(
 
 /// Host memory of paged moments, where it is apart from the device's.
 fn paged_bytes<B: Backend>(shape: &Shape<'_>) -> u64 {
-    let pages = B::OFFLOADS && shape.moments.paged;
+    let pages = B::OFFLOADS && shape.moments.paged && shape.role != Role::Follower;
     if pages { shape.moments.bytes(shape.layout.parameters()) } else { 0 }
+}
+
+/// Host memory by which gradients and the adapter go from one replica to another.
+fn exchange_bytes(shape: &Shape<'_>) -> u64 {
+    shape.role.vectors() * vector_bytes(shape.layout.parameters())
+}
+
+/// Bytes of the adapter, and of its gradient.
+fn vector_bytes(parameters: usize) -> u64 {
+    parameters as u64 * Dtype::F32.size() as u64
 }
 
 /// Bytes in decimal units, for people.

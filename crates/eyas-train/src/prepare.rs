@@ -10,20 +10,36 @@ use serde_json::{Map, Value};
 
 use crate::checkpoint::{self, Opened};
 use crate::recipe::{Recipe, ResumeFrom, Training};
-use crate::resume::same_share;
+use crate::replica::Replica;
+use crate::resume::same_batch;
 use crate::room::Share;
 use crate::{Error, Result};
 
-/// Checks that the device computes in the type that the recipe asks for.
-pub(crate) fn check_dtype<B: Backend>(backend: &B, recipe: &Recipe) -> Result<()> {
+/// Checks that the replicas go together, and compute in the type that the recipe asks for.
+pub(crate) fn check_replicas<B: Backend>(replicas: &[Replica<'_, B>], recipe: &Recipe) -> Result<()> {
+    let Some(first) = replicas.first() else {
+        return Err(Error::Replicas("there is no device to train on".into()));
+    };
+    for Replica { backend, model, label } in replicas {
+        let dtype = backend.compute_dtype();
+        if dtype != first.backend.compute_dtype() {
+            let reason = format!("{} computes in {:?}", first.label, first.backend.compute_dtype());
+            return Err(Error::Replicas(format!(
+                "{label} computes in {dtype:?} and {reason}: take cards of one kind"
+            )));
+        }
+        if model.decoder() != first.model.decoder() || model.positions() != first.model.positions() {
+            return Err(Error::Replicas(format!("{label} holds another model than {}", first.label)));
+        }
+    }
     match recipe.compute_dtype() {
-        Some(dtype) if dtype != backend.compute_dtype() => Err(Error::Recipe {
+        Some(dtype) if dtype != first.backend.compute_dtype() => Err(Error::Recipe {
             place: "recipe".into(),
             reason: format!(
                 "activations are asked for in {dtype:?}, but {} computes in {:?}; set bf16 = false, fp16 = false and \
                  bnb_4bit_compute_dtype = \"auto\"",
-                backend.name(),
-                backend.compute_dtype()
+                first.backend.name(),
+                first.backend.compute_dtype()
             ),
         }),
         _ => Ok(()),
@@ -69,12 +85,12 @@ impl Largest {
         train: &[Example],
         sampler: &Sampler,
         batch: usize,
-        accumulation: usize,
+        micro_batches: usize,
         epochs: u64,
     ) -> Self {
         let mut largest = Self::default();
         for epoch in 0..epochs {
-            for step in sampler.epoch(epoch).chunks(batch.saturating_mul(accumulation)) {
+            for step in sampler.epoch(epoch).chunks(batch.saturating_mul(micro_batches)) {
                 for rows in step.chunks(batch) {
                     let sum = |count: fn(&Example) -> usize| {
                         rows.iter().map(|&row| count(&train[row as usize])).sum::<usize>()
@@ -104,10 +120,9 @@ pub(crate) fn within(eval: &[Example], batch: usize, max_tokens: usize) -> Resul
 }
 
 /// The micro-batches that a run goes on with: those that it was stopped with, unless the recipe has others by now.
-pub(crate) fn share(opened: &Opened, run: &Map<String, Value>, training: &Training) -> Result<Share> {
-    let asked = Share::of(training);
+pub(crate) fn share(opened: &Opened, run: &Map<String, Value>, asked: Share) -> Result<Share> {
     match opened.progress.micro_batch_rows {
-        Some(rows) if same_share(&opened.run, run) => {
+        Some(rows) if same_batch(&opened.run, run) => {
             asked.with_batch(rows).ok_or_else(|| Error::Checkpoint {
                 path: opened.folder.clone(),
                 reason: format!(

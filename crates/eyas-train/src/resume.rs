@@ -9,7 +9,9 @@ use eyas_model::decoder::ProjectionKind;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::engine::on_replica;
 use crate::recipe::Recipe;
+use crate::replica::Replica;
 use crate::{Error, Result};
 
 /// Where things are, how they are shown, and how much memory they take: none of it changes the result.
@@ -38,16 +40,26 @@ const WITHOUT_EFFECT: [&str; 19] = [
 const OF_SCHEDULE: [&str; 3] = ["max_steps", "num_train_epochs", "warmup_steps"];
 
 /// Everything that the bits of the result depend on, by name.
+///
+/// # Errors
+/// When a device fails, or the replicas' weights are not the same.
 pub(crate) fn describe<B: Backend>(
-    backend: &B,
-    model: &Model<B>,
+    replicas: &[Replica<'_, B>],
     recipe: &Recipe,
     rows: &[Example],
     max_steps: u64,
     warmup_steps: u64,
 ) -> Result<Map<String, Value>> {
     let mut run = Map::new();
-    run.insert("model".into(), json!(model_digest(backend, model)?));
+    let digest = |(number, replica): (usize, &Replica<'_, B>)| {
+        model_digest(replica.backend, replica.model).map_err(|error| on_replica(replicas, number, error))
+    };
+    let digests = replicas.iter().enumerate().map(digest).collect::<Result<Vec<_>>>()?;
+    if let Some(other) = digests.iter().position(|digest| *digest != digests[0]) {
+        let [first, other] = [0, other].map(|number| &replicas[number].label);
+        return Err(Error::Replicas(format!("{other} holds other weights than {first}")));
+    }
+    run.insert("model".into(), json!(digests.first()));
     run.insert("rows".into(), json!(rows.len()));
     run.insert("rows_sha256".into(), json!(rows_digest(rows)));
     for (section, value) in [
@@ -68,7 +80,14 @@ pub(crate) fn describe<B: Backend>(
     }
     run.insert("max_steps".into(), json!(max_steps));
     run.insert("warmup_steps".into(), json!(warmup_steps));
-    run.insert("device".into(), json!(backend.name()));
+    let mut names: Vec<String> = replicas.iter().map(|replica| replica.backend.name()).collect();
+    names.sort();
+    names.dedup();
+    run.insert("device".into(), json!(names.join(", ")));
+    // Checkpoints from before there was a choice have one.
+    if replicas.len() > 1 {
+        run.insert(DEVICES.into(), json!(replicas.len()));
+    }
     Ok(run)
 }
 
@@ -117,17 +136,22 @@ fn hex(digest: Sha256) -> String {
     digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The keys that share a step's rows out among micro-batches.
-const OF_SHARE: [&str; 2] = ["per_device_train_batch_size", "gradient_accumulation_steps"];
+/// How many replicas a step is shared among; not there where it is one.
+const DEVICES: &str = "devices";
+/// Rows a micro-batch.
+const BATCH: &str = "per_device_train_batch_size";
+/// Micro-batches of a replica.
+const ACCUMULATION: &str = "gradient_accumulation_steps";
 
-/// Whether two runs share a step's rows out alike.
-pub(crate) fn same_share(a: &Map<String, Value>, b: &Map<String, Value>) -> bool {
-    OF_SHARE.iter().all(|key| a.get(*key) == b.get(*key))
+/// Whether two runs have micro-batches of as many rows.
+pub(crate) fn same_batch(a: &Map<String, Value>, b: &Map<String, Value>) -> bool {
+    a.get(BATCH) == b.get(BATCH)
 }
 
 /// Rows a step.
 fn rows_per_step(run: &Map<String, Value>) -> Option<u64> {
-    OF_SHARE.iter().try_fold(1_u64, |rows, key| rows.checked_mul(run.get(*key)?.as_u64()?))
+    let devices = run.get(DEVICES).map_or(Some(1), Value::as_u64)?;
+    [BATCH, ACCUMULATION].iter().try_fold(devices, |rows, key| rows.checked_mul(run.get(*key)?.as_u64()?))
 }
 
 /// Checks that a checkpoint belongs to a run. What may differ comes back as warnings.
@@ -146,18 +170,23 @@ pub(crate) fn compare(
         if before == after {
             continue;
         }
-        let show = |value: Option<&Value>| value.map_or("not set".into(), Value::to_string);
+        let unset = if name == DEVICES { "1" } else { "not set" };
+        let show = |value: Option<&Value>| value.map_or(unset.into(), Value::to_string);
         let (before, after) = (show(before), show(after));
         match name.as_str() {
             "max_steps" | "warmup_steps" => warnings.push(format!(
                 "{name} was {before} and is now {after}: the learning rate follows the new schedule from here on, so \
                  the result is not that of one run of these steps"
             )),
-            "per_device_train_batch_size" if same_rows => warnings.push(format!(
+            BATCH if same_rows => warnings.push(format!(
                 "{name} was {before} and is now {after}, with as many rows a step: from here on sums are taken in \
                  another order, and dropout draws other masks where there is any"
             )),
-            "gradient_accumulation_steps" if same_rows => {}
+            DEVICES if same_rows && same_batch(saved, now) => warnings.push(format!(
+                "the run began on {before} devices and goes on on {after}, with as many rows a step: from here on sums are \
+                 taken in another order"
+            )),
+            DEVICES | ACCUMULATION if same_rows => {}
             "device" => warnings.push(format!(
                 "the run began on {before} and goes on on {after}: the result may differ in its last bits"
             )),

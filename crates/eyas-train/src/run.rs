@@ -13,7 +13,6 @@ use serde_json::{Map, Value};
 use crate::checkpoint::{self, Contents, Progress, TRAINER_STATE_FILE};
 use crate::engine::{Engine, Measured, Update};
 use crate::events::{Ending, Evaluation, Event, Observer, Outcome, StepReport, Summary};
-use crate::optimizer::OptimizerState;
 use crate::room::{Planner, Room, Share};
 use crate::schedule::Schedule;
 use crate::state::TrainerState;
@@ -31,6 +30,8 @@ pub(crate) struct Run<'a, B: Backend> {
     pub summary: Summary,
     pub state: TrainerState,
     pub progress: Progress,
+    /// Weights of the blocks' linear layers, for Trainer's count of operations.
+    pub linear_parameters: u64,
     /// What the result depends on.
     pub depends_on: Map<String, Value>,
     pub due: Due,
@@ -53,8 +54,8 @@ impl<'a, B: Backend> Run<'a, B> {
         stop: &AtomicBool,
     ) -> Result<Outcome> {
         let sampler = self.planner.sampler.clone();
-        let Share { batch, accumulation } = self.room.share;
-        let mut steps = Steps::new(self.job.train, &sampler, batch, accumulation, self.progress.position)?;
+        let Share { batch, micro_batches } = self.room.share;
+        let mut steps = Steps::new(self.job.train, &sampler, batch, micro_batches, self.progress.position)?;
         loop {
             if self.due.evaluation && !self.evaluate(engine, observer, stop)? {
                 return self.interrupted(engine, observer);
@@ -75,19 +76,24 @@ impl<'a, B: Backend> Run<'a, B> {
         }
     }
 
-    /// Gives back an engine that ran out of memory and plans another for what is left. The step or evaluation that
-    /// failed has changed nothing that lasts.
+    /// Gives back an engine of which a replica ran out of memory and plans another for what is left; any other error stays
+    /// one. The step or evaluation that failed has changed nothing that lasts.
     pub fn make_room(
         &mut self,
         engine: Engine<'a, B>,
-        missing: u64,
-        error: &Error,
+        error: Error,
         observer: &mut dyn Observer,
     ) -> Result<Engine<'a, B>> {
+        if error.missing_memory().is_none() {
+            return Err(error);
+        }
         let state = engine.state()?;
         drop(engine);
-        let settled =
-            self.planner.refit(&self.room, missing).and_then(|room| self.planner.settle(room, &state));
+        let settled = match self.planner.refit(&self.room, &error) {
+            Ok(Some(room)) => self.planner.settle(room, &state),
+            Ok(None) => return Err(error),
+            Err(no_plan) => Err(no_plan),
+        };
         let (room, engine, _) = settled.map_err(|error| self.no_room(error))?;
         let dropout = self.planner.layout.config.lora_dropout > 0.0;
         let next = self.progress.global_step + 1;
@@ -100,29 +106,29 @@ impl<'a, B: Backend> Run<'a, B> {
 
     /// Notes the room in all that tells of it.
     pub fn take_over_room(&mut self) {
-        let Room { share, plan, .. } = &self.room;
-        self.summary.plan = plan.clone();
-        self.progress.logit_rows = plan.memory.logit_rows;
-        self.progress.micro_batch_rows =
-            (*share != Share::of(&self.job.recipe.training)).then_some(share.batch);
+        let share = self.room.share;
+        self.summary.plans.clone_from(&self.room.plans);
+        self.progress.logit_rows = self.room.logit_rows();
+        let asked = Share::of(&self.job.recipe.training, self.job.replicas.len());
+        self.progress.micro_batch_rows = (share != asked).then_some(share.batch);
         self.state.train_batch_size = share.batch;
     }
 
     /// Tells of a room that became smaller.
     pub fn tell_room(&mut self, change: &str, observer: &mut dyn Observer) {
         observer.event(&Event::Warning(change));
-        let Room { share, plan, .. } = &self.room;
+        let room = &self.room;
         let entry = self.state.log([
-            ("per_device_train_batch_size", share.batch as f64),
-            ("gradient_accumulation_steps", share.accumulation as f64),
-            ("planned_memory_bytes", plan.total() as f64),
+            ("per_device_train_batch_size", room.share.batch as f64),
+            ("gradient_accumulation_steps", room.accumulation() as f64),
+            ("planned_memory_bytes", room.total() as f64),
         ]);
         observer.event(&Event::Logged(entry));
     }
 
     /// That no plan fits what is left, with where the run stands.
     fn no_room(&self, error: Error) -> Error {
-        let Error::Memory { needed, budget, advice } = error else { return error };
+        let Error::Memory { device, needed, budget, advice } = error else { return error };
         let next = self.progress.global_step + 1;
         let stands = match &self.newest_checkpoint {
             Some(folder) => format!(
@@ -132,7 +138,7 @@ impl<'a, B: Backend> Run<'a, B> {
             ),
             None => format!("step {next} was not taken, and no checkpoint had been saved"),
         };
-        Error::Memory { needed, budget, advice: format!("{stands}. Otherwise {advice}") }
+        Error::Memory { device, needed, budget, advice: format!("{stands}. Otherwise {advice}") }
     }
 
     /// Takes one step; false when it was asked to stop on the way.
@@ -179,8 +185,7 @@ impl<'a, B: Backend> Run<'a, B> {
         progress.train_seconds += seconds;
         self.state.global_step = progress.global_step;
         self.state.epoch = self.epoch(step.to);
-        self.state.total_flos +=
-            6.0 * step.tokens as f64 * self.job.model.decoder().linear_parameters() as f64;
+        self.state.total_flos += 6.0 * step.tokens as f64 * self.linear_parameters as f64;
         observer.event(&Event::Step(&StepReport {
             global_step: self.state.global_step,
             max_steps: self.summary.max_steps,
@@ -190,7 +195,7 @@ impl<'a, B: Backend> Run<'a, B> {
             learning_rate,
             tokens: step.tokens,
             seconds,
-            memory: self.job.backend.used_memory().map(|(now, _)| now),
+            memory: self.used_memory(),
         }));
         if is_due(self.state.global_step, training.logging_steps) {
             let progress = &mut self.progress;
@@ -262,18 +267,22 @@ impl<'a, B: Backend> Run<'a, B> {
         Ok(true)
     }
 
+    /// Bytes in use on each device, where they tell.
+    fn used_memory(&self) -> Vec<u64> {
+        self.job.replicas.iter().filter_map(|replica| Some(replica.backend.used_memory()?.0)).collect()
+    }
+
     fn adapter(&self, engine: &Engine<'a, B>) -> Result<LoraAdapter> {
         Ok(LoraAdapter {
             layout: engine.layout().clone(),
-            params: engine.optimizer.download_params(self.job.backend)?,
+            params: engine.params()?,
             base_model: self.job.recipe.model.model_name_or_path.clone().unwrap_or_default(),
         })
     }
 
     fn save(&mut self, engine: &Engine<'a, B>, last: bool, observer: &mut dyn Observer) -> Result<()> {
         self.state.set_control(last);
-        let adapter = self.adapter(engine)?;
-        let optimizer: OptimizerState = engine.optimizer.state(self.job.backend)?;
+        let (adapter, optimizer) = (self.adapter(engine)?, engine.optimizer_state()?);
         let folder = checkpoint::write(
             &self.output,
             &Contents {

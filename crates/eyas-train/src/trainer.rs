@@ -6,14 +6,15 @@ use std::sync::atomic::AtomicBool;
 use eyas_backend::Backend;
 use eyas_data::split::Passes;
 use eyas_data::{Example, Order, Sampler};
-use eyas_model::{LoraLayout, Model};
+use eyas_model::LoraLayout;
 
 use crate::Result;
 use crate::checkpoint::{self, ExtraFile, Progress};
 use crate::engine::{Engine, State};
 use crate::events::{Event, Observer, Outcome, Summary};
-use crate::prepare::{check_dtype, check_rows, share, starting_checkpoint};
+use crate::prepare::{check_replicas, check_rows, share, starting_checkpoint};
 use crate::recipe::Recipe;
+use crate::replica::Replica;
 use crate::report::Reporting;
 use crate::resume;
 use crate::room::{Lacking, Planner, Share};
@@ -24,10 +25,8 @@ use crate::state::TrainerState;
 /// All that a run needs.
 #[derive(Debug)]
 pub struct Job<'a, B: Backend> {
-    /// The device.
-    pub backend: &'a B,
-    /// The base, on the device.
-    pub model: &'a Model<B>,
+    /// The base on its device, or a copy of it on each of several. The first has the optimiser too.
+    pub replicas: Vec<Replica<'a, B>>,
     /// What to do.
     pub recipe: &'a Recipe,
     /// Rows to train on.
@@ -49,23 +48,26 @@ pub struct Trainer<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Trainer<'a, B> {
-    /// Checks the recipe, finds the checkpoint to go on from, plans the memory and allocates it. Where less memory is
+    /// Checks the recipe, finds the checkpoint to go on from, plans the memory and allocates it, on each device. Where less memory is
     /// left than was counted, or than the run had before it was stopped, it is planned anew and told in [`Trainer::run`].
     ///
     /// # Errors
-    /// When the recipe makes no sense or asks for another device, a row does not fit the model, the memory is too
-    /// small, or the checkpoint belongs to another run.
+    /// When the recipe makes no sense or asks for another device, the replicas do not go together, a row does not fit the
+    /// model, the memory is too small, or the checkpoint belongs to another run.
     pub fn new(job: Job<'a, B>) -> Result<Self> {
-        let Job { backend, model, recipe, train, eval, .. } = job;
+        let Job { recipe, train, eval, .. } = job;
+        let replicas = job.replicas.clone();
         recipe.validate()?;
         let training = &recipe.training;
-        check_dtype(backend, recipe)?;
+        check_replicas(&replicas, recipe)?;
+        let model = replicas[0].model;
         check_rows(model, train)?;
         check_rows(model, eval)?;
         let mut warnings = recipe.notes();
 
-        let Share { batch, accumulation } = Share::of(training);
-        let steps_per_epoch = eyas_data::split::steps_per_epoch(train.len(), batch, accumulation)?;
+        let asked = Share::of(training, replicas.len());
+        let Share { batch, micro_batches } = asked;
+        let steps_per_epoch = eyas_data::split::steps_per_epoch(train.len(), batch, micro_batches)?;
         let max_steps = match u64::try_from(training.max_steps) {
             Ok(steps) => steps,
             Err(_) => (training.num_train_epochs * steps_per_epoch as f64).ceil() as u64,
@@ -74,18 +76,18 @@ impl<'a, B: Backend> Trainer<'a, B> {
             0 => Schedule::warmup_steps(max_steps, training.warmup_ratio),
             steps => steps,
         };
-        warnings.extend(Passes::of(train.len(), batch, accumulation, max_steps)?.warning(eval.len()));
+        warnings.extend(Passes::of(train.len(), batch, micro_batches, max_steps)?.warning(eval.len()));
         let num_train_epochs = max_steps.div_ceil(steps_per_epoch);
 
         let order = if training.group_by_length {
-            Order::GroupByLength { rows_per_step: batch.saturating_mul(accumulation) }
+            Order::GroupByLength { rows_per_step: batch.saturating_mul(micro_batches) }
         } else {
             Order::Random
         };
         let lengths = train.iter().map(|example| example.input_ids.len()).collect();
         let sampler = Sampler::new(order, training.seed, lengths)?;
         let layout = LoraLayout::new(model.decoder(), recipe.lora.config())?;
-        let depends_on = resume::describe(backend, model, recipe, train, max_steps, warmup_steps)?;
+        let depends_on = resume::describe(&replicas, recipe, train, max_steps, warmup_steps)?;
         let output = PathBuf::from(&training.output_dir);
         checkpoint::clean(&output);
         let from = starting_checkpoint(&output, training, &mut warnings)?;
@@ -113,8 +115,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         }
 
         let planner = Planner {
-            backend,
-            model,
+            replicas,
             training,
             train,
             eval,
@@ -123,16 +124,17 @@ impl<'a, B: Backend> Trainer<'a, B> {
             epochs: num_train_epochs,
         };
         let (share, logit_rows) = match &opened {
-            Some(opened) => (share(opened, &depends_on, training)?, Some(progress.logit_rows)),
-            None => (Share::of(training), None),
+            Some(opened) => (share(opened, &depends_on, asked)?, Some(progress.logit_rows)),
+            None => (asked, None),
         };
         let (room, engine, lacking) = planner.start(share, logit_rows, &state)?;
         let change = lacking.map(|Lacking { asked, why }| {
             asked.change(&room, &why, progress.global_step + 1, layout.config.lora_dropout > 0.0)
         });
         let summary = Summary {
-            device: backend.name(),
-            plan: room.plan.clone(),
+            device: devices(&planner.replicas),
+            replicas: planner.replicas.iter().map(|replica| replica.label.clone()).collect(),
+            plans: room.plans.clone(),
             trainable_parameters: layout.parameters() as u64,
             base_parameters: model.decoder().parameters(),
             train_rows: train.len(),
@@ -160,6 +162,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             summary,
             state: trainer_state,
             progress,
+            linear_parameters: model.decoder().linear_parameters(),
             depends_on,
             due,
             newest_checkpoint: from,
@@ -176,15 +179,16 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// Runs to the end, or until `stop` is set; then the last whole step is saved first. At the end the adapter is
     /// in the output folder.
     ///
-    /// Where the device has no room for a step or an evaluation, the run is planned anew for what is left and repeats
+    /// Where a device has no room for a step or an evaluation, the run is planned anew for what is left and repeats
     /// it, with smaller micro-batches if need be; a warning and an entry of `log_history` tell.
     ///
     /// # Errors
-    /// When the device fails, no plan fits what is left of its memory, a loss is not finite, or a file cannot be
+    /// When a device fails, no plan fits what is left of its memory, a loss is not finite, or a file cannot be
     /// written. Earlier checkpoints stay whole.
     pub fn run(self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
-        let Job { recipe, model, .. } = self.run.job;
-        let mut reporting = Reporting::open(observer, recipe, model.decoder(), &self.run.state)?;
+        let Job { recipe, replicas, .. } = &self.run.job;
+        let decoder = replicas[0].model.decoder();
+        let mut reporting = Reporting::open(observer, recipe, decoder, &self.run.state)?;
         let result = self.train(&mut reporting, stop);
         reporting.close(&result);
         result
@@ -207,8 +211,23 @@ impl<'a, B: Backend> Trainer<'a, B> {
                 Err(error) => error,
                 outcome => return outcome,
             };
-            let Some(missing) = error.missing_memory() else { return Err(error) };
-            engine = run.make_room(engine, missing, &error, observer)?;
+            engine = run.make_room(engine, error, observer)?;
         }
     }
+}
+
+/// The name of the device, or of each kind and how many there are of it.
+fn devices<B: Backend>(replicas: &[Replica<'_, B>]) -> String {
+    let names: Vec<String> = replicas.iter().map(|replica| replica.backend.name()).collect();
+    let mut kinds: Vec<&String> = Vec::new();
+    names.iter().for_each(|name| {
+        if !kinds.contains(&name) {
+            kinds.push(name);
+        }
+    });
+    let kind = |name: &String| match names.iter().filter(|other| *other == name).count() {
+        1 => name.clone(),
+        count => format!("{count} x {name}"),
+    };
+    kinds.into_iter().map(kind).collect::<Vec<_>>().join(" + ")
 }

@@ -10,7 +10,7 @@ use eyas_model::adapter::matrices;
 use eyas_model::{LoraAdapter, MemoryPlan, Retain};
 use eyas_train::engine::Update;
 use eyas_train::recipe::Training;
-use eyas_train::{Engine, Schedule};
+use eyas_train::{Engine, Replica, Schedule};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -72,8 +72,14 @@ fn check(name: &str, nf4: bool) {
             .map(|i| if i % 2 == 0 { Retain::Keep } else { Retain::Recompute })
             .collect(),
     };
-    let mut engine =
-        Engine::new(&backend, &model, start.layout.clone(), &start.params, Default::default(), plan).unwrap();
+    let mut engine = Engine::new(
+        &[Replica::alone(&backend, &model)],
+        start.layout.clone(),
+        &start.params,
+        Default::default(),
+        &[plan],
+    )
+    .unwrap();
     let training = Training { max_grad_norm: train.max_grad_norm, ..Training::default() };
     let schedule = Schedule {
         lr_scheduler_type: train.lr_scheduler_type,
@@ -102,7 +108,7 @@ fn check(name: &str, nf4: bool) {
         );
         assert_eq!(engine.update(measured, &training, rate).unwrap(), Update::Taken);
     }
-    let params = engine.optimizer.download_params(&backend).unwrap();
+    let params = engine.params().unwrap();
     let trained = Checkpoint::open(fixture(name).join(trained)).unwrap();
     let allowed = 2e-4 + 10.0 * expected.rounding_spread.weight;
     for (tensor, range, _) in matrices(&start.layout) {

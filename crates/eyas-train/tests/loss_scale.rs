@@ -7,17 +7,17 @@ use std::path::Path;
 use common::*;
 use eyas_backend::{CpuBackend, FlatBatch};
 use eyas_model::{LoraLayout, MemoryPlan, Model, Retain};
-use eyas_train::Engine;
 use eyas_train::checkpoint::Progress;
 use eyas_train::engine::{Measured, Update};
 use eyas_train::loss_scale::LossScale;
 use eyas_train::recipe::Training;
+use eyas_train::{Engine, Replica};
 
 fn engine<'a>(backend: &'a CpuBackend, model: &'a Model<CpuBackend>) -> Engine<'a, CpuBackend> {
     let layout = LoraLayout::new(model.decoder(), recipe(Path::new("x")).lora.config()).unwrap();
     let params: Vec<f32> = (0..layout.parameters()).map(|i| (i as f32 * 0.37).sin() * 0.05).collect();
     let plan = MemoryPlan { max_tokens: 60, max_sequences: 4, logit_rows: 16, blocks: vec![Retain::Keep; 2] };
-    Engine::new(backend, model, layout, &params, Default::default(), plan).unwrap()
+    Engine::new(&[Replica::alone(backend, model)], layout, &params, Default::default(), &[plan]).unwrap()
 }
 
 fn micro_batch() -> FlatBatch {
@@ -50,7 +50,7 @@ fn a_scaled_loss_gives_the_same_bits() {
                 measured
             })
             .collect();
-        (measured, engine.optimizer.download_params(&backend).unwrap())
+        (measured, engine.params().unwrap())
     };
     assert_eq!(train(None), train(scaled(65536.0)));
 }
@@ -63,7 +63,7 @@ fn an_overflow_leaves_the_step_out_and_halves_the_scale() {
     // The gradient of so large a loss is beyond f32, as that of 65536 times the loss may be beyond half precision.
     engine.loss_scale = scaled(2f32.powi(127));
     let training = Training::default();
-    let before = engine.optimizer.state(&backend).unwrap();
+    let before = engine.optimizer_state().unwrap();
     let mut skipped = 0;
     loop {
         let measured =
@@ -76,12 +76,12 @@ fn an_overflow_leaves_the_step_out_and_halves_the_scale() {
         }
         skipped += 1;
         assert_eq!(update, Update::LeftOut { loss_scale: 2f32.powi(127 - skipped as i32) });
-        assert_eq!(engine.optimizer.state(&backend).unwrap(), before);
+        assert_eq!(engine.optimizer_state().unwrap(), before);
     }
     let scale = engine.loss_scale.unwrap();
     assert!(skipped > 0, "nothing overflowed");
     assert_eq!((scale.skipped, scale.scale, scale.good_steps), (skipped, 2f32.powi(127 - skipped as i32), 1));
-    assert_eq!(engine.optimizer.state(&backend).unwrap().step, 1);
+    assert_eq!(engine.optimizer_state().unwrap().step, 1);
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn a_gradient_that_is_not_finite_for_another_reason_is_told() {
         let mut engine = engine(&backend, &model);
         engine.loss_scale = scale;
         assert_eq!(engine.update(broken, &Training::default(), 1e-3).unwrap(), Update::Impossible);
-        assert_eq!((engine.loss_scale, engine.optimizer.state(&backend).unwrap().step), (scale, 0));
+        assert_eq!((engine.loss_scale, engine.optimizer_state().unwrap().step), (scale, 0));
     }
 }
 

@@ -14,9 +14,9 @@ use eyas_backend::spec::{
 use eyas_backend::{Backend, Dtype, Error, FlatBatch, HostMoments, MomentStorage, Result, StepShape};
 use eyas_model::{LoadOptions, LoraLayout, ModelSource};
 use eyas_quant::Quantized;
-use eyas_train::plan::Shape;
+use eyas_train::plan::{Role, Shape};
 use eyas_train::recipe::{GradientCheckpointing, Optim};
-use eyas_train::{Engine, Job, Trainer, TrainingPlan};
+use eyas_train::{Engine, Job, Replica, Trainer, TrainingPlan};
 
 /// A device that counts what is allocated and computes nothing.
 #[derive(Debug)]
@@ -194,6 +194,7 @@ fn every_budget_gets_the_plan_that_computes_least_twice() {
     let layout = LoraLayout::new(model.decoder(), config).unwrap();
     let params = vec![0.0; layout.parameters()];
     let shape = |host_memory| Shape {
+        role: Role::Alone,
         decoder: model.decoder(),
         layout: &layout,
         weights: model.footprint(),
@@ -218,7 +219,14 @@ fn every_budget_gets_the_plan_that_computes_least_twice() {
         assert!(plan.total() <= budget);
         assert!(plan.kept_blocks() <= last.kept_blocks(), "less memory keeps more");
         let before = [&backend.bytes, &backend.host].map(|bytes| bytes.load(Ordering::Relaxed));
-        Engine::new(&backend, &model, layout.clone(), &params, plan.moments, plan.memory.clone()).unwrap();
+        Engine::new(
+            &[Replica::alone(&backend, &model)],
+            layout.clone(),
+            &params,
+            plan.moments,
+            std::slice::from_ref(&plan.memory),
+        )
+        .unwrap();
         let after = [&backend.bytes, &backend.host].map(|bytes| bytes.load(Ordering::Relaxed));
         let elsewhere = |part: &str| matches!(part, "weights" | "batch");
         let planned: u64 =
@@ -258,8 +266,7 @@ fn the_plan_predicts_what_is_allocated() {
                 recipe.training.optim = optim;
                 let before = backend.bytes.load(Ordering::Relaxed);
                 let job = Job {
-                    backend: &backend,
-                    model: &model,
+                    replicas: vec![Replica::alone(&backend, &model)],
                     recipe: &recipe,
                     train: &train,
                     eval: &eval,
@@ -267,7 +274,7 @@ fn the_plan_predicts_what_is_allocated() {
                 };
                 let trainer = Trainer::new(job).unwrap();
                 let counted = backend.bytes.load(Ordering::Relaxed) - before;
-                let plan = &trainer.summary().plan;
+                let plan = &trainer.summary().plans[0];
                 // The weights were there before, and the batch is no matrix.
                 let elsewhere = |part: &str| matches!(part, "weights" | "batch");
                 let planned: u64 =

@@ -11,7 +11,7 @@ use eyas_backend::FlatBatch;
 use eyas_model::{LoraLayout, MemoryPlan, Retain};
 use eyas_train::engine::Update;
 use eyas_train::recipe::{MemoryBudget, Training};
-use eyas_train::{Engine, Event};
+use eyas_train::{Engine, Event, Replica};
 
 /// No backward follows an evaluation, so nothing has to be kept for one.
 #[test]
@@ -59,8 +59,14 @@ fn inputs_in_host_memory_change_no_bit() {
         .collect();
     let train = |blocks: [Retain; 5]| {
         let plan = MemoryPlan { max_tokens: 80, max_sequences: 6, logit_rows: 16, blocks: blocks.to_vec() };
-        let mut engine =
-            Engine::new(&backend, &model, layout.clone(), &params, Default::default(), plan).unwrap();
+        let mut engine = Engine::new(
+            &[Replica::alone(&backend, &model)],
+            layout.clone(),
+            &params,
+            Default::default(),
+            &[plan],
+        )
+        .unwrap();
         let training = Training::default();
         let mut measured = Vec::new();
         for step in 0..2 {
@@ -71,7 +77,7 @@ fn inputs_in_host_memory_change_no_bit() {
             let loss = engine.evaluate(&batches[..2], &false.into(), |_| {}).unwrap().unwrap();
             measured.push((told.loss.to_bits(), told.grad_norm.to_bits(), loss.to_bits()));
         }
-        (measured, engine.optimizer.download_params(&backend).unwrap())
+        (measured, engine.params().unwrap())
     };
     let kept = train([Keep; 5]);
     for blocks in [

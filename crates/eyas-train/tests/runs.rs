@@ -10,7 +10,7 @@ use eyas_backend::FlatBatch;
 use eyas_data::Example;
 use eyas_model::{LoraAdapter, LoraLayout, MemoryPlan, Retain};
 use eyas_train::recipe::{GradientCheckpointing, MemoryBudget, ResumeFrom, Training};
-use eyas_train::{Ending, Engine, Error, Recipe};
+use eyas_train::{Ending, Engine, Error, Recipe, Replica};
 use serde_json::Value;
 
 fn json(path: &Path) -> Value {
@@ -125,8 +125,14 @@ fn the_packing_of_micro_batches_does_not_matter() {
             .collect();
         let plan =
             MemoryPlan { max_tokens: 120, max_sequences: 6, logit_rows: 16, blocks: vec![Retain::Keep; 2] };
-        let mut engine =
-            Engine::new(&backend, &model, layout.clone(), &params, Default::default(), plan).unwrap();
+        let mut engine = Engine::new(
+            &[Replica::alone(&backend, &model)],
+            layout.clone(),
+            &params,
+            Default::default(),
+            &[plan],
+        )
+        .unwrap();
         engine.accumulate(&micro_batches, 0, &Training::default(), &false.into(), |_| {}).unwrap().unwrap()
     };
     let together = measure(&[&[0, 1, 2, 3, 4, 5]]);
@@ -215,8 +221,7 @@ fn many_passes_over_the_same_rows_are_warned_of() {
     let warnings = |recipe: &Recipe, eval: &[Example]| {
         let train = rows(8);
         let job = eyas_train::Job {
-            backend: &backend,
-            model: &model,
+            replicas: vec![Replica::alone(&backend, &model)],
             recipe,
             train: &train,
             eval,
@@ -269,15 +274,14 @@ fn a_budget_decides_how_many_blocks_are_computed_twice() {
     let train = rows(19);
     let total = |recipe: &Recipe| {
         let job = eyas_train::Job {
-            backend: &backend,
-            model: &model,
+            replicas: vec![Replica::alone(&backend, &model)],
             recipe,
             train: &train,
             eval: &[],
             extra_files: Vec::new(),
         };
         eyas_train::Trainer::new(job).map(|trainer| {
-            let plan = &trainer.summary().plan;
+            let plan = &trainer.summary().plans[0];
             (plan.total(), plan.kept_blocks())
         })
     };

@@ -14,10 +14,10 @@ pub struct Cli {
     /// Threads; all cores by default
     #[arg(long, global = true)]
     pub threads: Option<NonZero<usize>>,
-    /// Where to compute: auto, cpu, cuda or cuda:NUMBER
+    /// Where to compute: auto, cpu, cuda, cuda:NUMBER; training also on several cards: cuda:0,1 or cuda:all
     #[arg(long, global = true, default_value = "auto", hide_default_value = true)]
     pub device: DeviceArg,
-    /// The most memory of a card to take, such as 11GB [default: what is free]
+    /// The most memory of a card to take, such as 11GB, of each where there are several [default: what is free]
     #[arg(long, global = true, value_name = "SIZE", value_parser = crate::device::memory)]
     pub gpu_memory: Option<u64>,
     /// What to do.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use eyas_train::plan::display_bytes;
 use eyas_train::recipe::Reporter;
-use eyas_train::{Event, Observer};
+use eyas_train::{Event, Observer, Summary};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// A bar of bytes, for loading.
@@ -73,7 +73,8 @@ pub struct TrainBar {
     seconds: f64,
     micro_batches: (usize, usize),
     loss: Option<f64>,
-    memory: Option<u64>,
+    /// Of each device.
+    memory: Vec<u64>,
     last_line: Option<Instant>,
 }
 
@@ -91,7 +92,7 @@ impl TrainBar {
             seconds: 0.0,
             micro_batches: (0, 1),
             loss: None,
-            memory: None,
+            memory: Vec::new(),
             last_line: None,
         }
     }
@@ -103,8 +104,7 @@ impl TrainBar {
     fn message(&self) -> String {
         let loss = self.loss.map_or_else(|| "loss -".into(), |loss| format!("loss {loss:.3}"));
         let rate = if self.seconds > 0.0 { self.tokens as f64 / self.seconds } else { 0.0 };
-        let memory = self.memory.map_or_else(String::new, |bytes| format!(", {}", display_bytes(bytes)));
-        format!("{loss}, {rate:.0} tokens/s{memory}")
+        format!("{loss}, {rate:.0} tokens/s{}", memory(&self.memory))
     }
 
     fn time_left(&self) -> String {
@@ -123,6 +123,34 @@ impl TrainBar {
         self.bar.set_position(global_step * TICKS + TICKS * done as u64 / of.max(1) as u64);
         self.bar.set_prefix(self.time_left());
         self.bar.set_message(self.message());
+    }
+}
+
+/// The memory in use on each device; of many, the least and the most.
+fn memory(bytes: &[u64]) -> String {
+    let (Some(least), Some(most)) = (bytes.iter().min(), bytes.iter().max()) else { return String::new() };
+    match bytes.len() {
+        1..=4 => {
+            format!(", {}", bytes.iter().map(|&bytes| display_bytes(bytes)).collect::<Vec<_>>().join(" + "))
+        }
+        devices => format!(", {} to {} on {devices} devices", display_bytes(*least), display_bytes(*most)),
+    }
+}
+
+/// How memory is laid out, once for devices that have the same plan.
+fn print_plans(summary: &Summary) {
+    let Summary { plans, replicas, .. } = summary;
+    if plans.len() == 1 {
+        return eprintln!("{}", plans[0]);
+    }
+    for (number, plan) in plans.iter().enumerate() {
+        let same = |other: &usize| plans[*other].parts == plan.parts && plans[*other].memory == plan.memory;
+        if (0..number).any(|before| same(&before)) {
+            continue;
+        }
+        let names: Vec<&str> =
+            (number..plans.len()).filter(same).map(|other| replicas[other].as_str()).collect();
+        eprintln!("on {}:\n{plan}", names.join(", "));
     }
 }
 
@@ -149,7 +177,7 @@ impl Observer for TrainBar {
                 if let Some(folder) = &summary.resumed_from {
                     eprintln!("going on from {} (step {})", folder.display(), summary.global_step);
                 }
-                eprintln!("{}", summary.plan);
+                print_plans(summary);
                 self.max_steps = summary.max_steps;
                 self.bar = hidden_unless_terminal(summary.max_steps * TICKS);
                 self.bar.set_style(style("{prefix} {wide_bar:.green/dim} {msg}"));
@@ -174,7 +202,7 @@ impl Observer for TrainBar {
                 self.tokens += report.tokens as u64;
                 self.seconds += report.seconds;
                 self.loss = Some(report.loss);
-                self.memory = report.memory;
+                self.memory.clone_from(&report.memory);
                 self.micro_batches = (0, 1);
                 self.place(report.global_step);
                 let due = self.last_line.is_none_or(|last| last.elapsed() > Duration::from_secs(10));
@@ -207,5 +235,21 @@ impl Observer for TrainBar {
             Event::Finished(_) => self.bar.finish_and_clear(),
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_memory_of_each_device_is_shown() {
+        assert_eq!(memory(&[]), "");
+        assert_eq!(memory(&[2_000_000_000]), ", 2.00 GB");
+        assert_eq!(memory(&[2_500_000_000, 2_000_000_000]), ", 2.50 GB + 2.00 GB");
+        assert_eq!(
+            memory(&[1_000_000, 3_000_000, 2_000_000, 2_000_000, 2_000_000]),
+            ", 1.0 MB to 3.0 MB on 5 devices"
+        );
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail};
 use eyas_backend::Backend;
@@ -12,8 +13,10 @@ use eyas_model::{AdapterSettings, LoadOptions, LoraAdapter, Model, ModelSource};
 use eyas_train::plan::display_bytes;
 use eyas_train::recipe::PromptStyle;
 use eyas_train::{ExtraFile, Recipe};
+use rayon::prelude::*;
 
 use crate::cli::{ModelArgs, PromptArg};
+use crate::device::Opened;
 use crate::progress::LoadBar;
 use crate::transfer::TransferBar;
 
@@ -106,21 +109,59 @@ impl Files {
     /// # Errors
     /// When a tensor is not usable or the device has no room.
     pub fn load<B: Backend>(&self, backend: &B, recipe: &Recipe, positions: usize) -> Result<Model<B>> {
+        self.load_with_bar(&[(backend.name(), backend)], recipe, positions).map(|mut models| models.remove(0))
+    }
+
+    /// The same on several devices at once.
+    ///
+    /// # Errors
+    /// As [`Files::load`], with the device's name.
+    pub fn load_on_all<B: Backend>(
+        &self,
+        devices: &[Opened<B>],
+        recipe: &Recipe,
+        positions: usize,
+    ) -> Result<Vec<Model<B>>> {
+        let name = |device: &Opened<B>| match devices.len() {
+            1 => device.backend.name(),
+            _ => format!("{} ({})", device.label, device.backend.name()),
+        };
+        let named: Vec<_> = devices.iter().map(|device| (name(device), &device.backend)).collect();
+        self.load_with_bar(&named, recipe, positions)
+    }
+
+    fn load_with_bar<B: Backend>(
+        &self,
+        devices: &[(String, &B)],
+        recipe: &Recipe,
+        positions: usize,
+    ) -> Result<Vec<Model<B>>> {
         let quantize = recipe.quantization.config();
         let bar = LoadBar::new(if quantize.is_some() { "quantising" } else { "loading" });
         let options = LoadOptions { quantize, positions, embedding_on_host: recipe.is_tight() };
-        let model = self.source.load(backend, options, &mut |done, total| bar.set(done, total))?;
+        let progress: Vec<AtomicU64> = devices.iter().map(|_| AtomicU64::new(0)).collect();
+        let load = |(device, mine): (&(String, &B), &AtomicU64)| {
+            let mut tell = |done, total: u64| {
+                mine.store(done, Ordering::Relaxed);
+                let done = progress.iter().map(|done| done.load(Ordering::Relaxed)).sum();
+                bar.set(done, total.saturating_mul(devices.len() as u64));
+            };
+            let model = self.source.load(device.1, options, &mut tell);
+            if devices.len() > 1 { model.with_context(|| device.0.clone()) } else { Ok(model?) }
+        };
+        let models = devices.par_iter().zip(&progress).map(load).collect::<Result<Vec<_>>>()?;
         bar.finish();
-        let decoder = model.decoder();
-        eprintln!(
-            "{} ({}, {:.0} M parameters): {} on {}",
-            self.name,
-            decoder.family,
-            decoder.parameters() as f64 / 1e6,
-            display_bytes(model.footprint().total()),
-            backend.name()
-        );
-        Ok(model)
+        for ((name, _), model) in devices.iter().zip(&models) {
+            let decoder = model.decoder();
+            eprintln!(
+                "{} ({}, {:.0} M parameters): {} on {name}",
+                self.name,
+                decoder.family,
+                decoder.parameters() as f64 / 1e6,
+                display_bytes(model.footprint().total()),
+            );
+        }
+        Ok(models)
     }
 }
 

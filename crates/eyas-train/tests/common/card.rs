@@ -30,6 +30,8 @@ struct State {
     scratch: u64,
     calls: BTreeMap<&'static str, usize>,
     faults: Vec<Fault>,
+    /// Operations in which the program panics, once, and calls that still go well.
+    panics: BTreeMap<&'static str, usize>,
 }
 
 /// What is to go wrong, once.
@@ -68,7 +70,15 @@ impl<T> Drop for Held<T> {
 impl Card {
     /// A card of so many bytes.
     pub fn new(size: u64) -> Self {
-        let state = State { size, used: 0, taken: 0, scratch: 0, calls: BTreeMap::new(), faults: Vec::new() };
+        let state = State {
+            size,
+            used: 0,
+            taken: 0,
+            scratch: 0,
+            calls: BTreeMap::new(),
+            faults: Vec::new(),
+            panics: BTreeMap::new(),
+        };
         Self { dtype: Dtype::F32, cpu: super::backend(), state: Arc::new(Mutex::new(state)) }
     }
 
@@ -84,6 +94,11 @@ impl Card {
     /// From now on this goes wrong.
     pub fn break_at(&self, fault: Fault) {
         self.state().faults.push(fault);
+    }
+
+    /// After so many calls an operation panics.
+    pub fn panic_at(&self, op: &'static str, after: usize) {
+        self.state().panics.insert(op, after);
     }
 
     /// Somebody else holds so many bytes.
@@ -105,6 +120,15 @@ impl Card {
     fn at(&self, op: &'static str) -> Result<()> {
         let mut state = self.state();
         *state.calls.entry(op).or_default() += 1;
+        if let Some(after) = state.panics.get_mut(op) {
+            if *after == 0 {
+                state.panics.remove(op);
+                // Not poisoned: the run's memory is still to be given back.
+                drop(state);
+                panic!("{op} is at fault");
+            }
+            *after -= 1;
+        }
         let mut broken = None;
         state.faults.retain_mut(|fault| {
             let now = fault.op == op && broken.is_none() && {

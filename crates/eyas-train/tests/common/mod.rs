@@ -12,7 +12,7 @@ use eyas_backend::Backend;
 use eyas_data::Example;
 use eyas_model::{LoadOptions, Model};
 use eyas_train::recipe::MemoryBudget;
-use eyas_train::{Event, ExtraFile, Job, Outcome, Recipe, Result, Trainer, TrainingPlan};
+use eyas_train::{Event, ExtraFile, Job, Outcome, Recipe, Replica, Result, Trainer, TrainingPlan};
 pub use golden::*;
 
 /// Rows of different lengths, with something to learn in them: each continues an arithmetic progression.
@@ -108,10 +108,21 @@ pub fn run_watched<B: Backend>(
     stop: &AtomicBool,
     watch: &mut dyn FnMut(&Event<'_>),
 ) -> (Result<Outcome>, Told) {
+    run_shared(vec![Replica::alone(backend, model)], recipe, train, stop, watch)
+}
+
+/// The same on several replicas.
+pub fn run_shared<B: Backend>(
+    replicas: Vec<Replica<'_, B>>,
+    recipe: &Recipe,
+    train: &[Example],
+    stop: &AtomicBool,
+    watch: &mut dyn FnMut(&Event<'_>),
+) -> (Result<Outcome>, Told) {
     let eval = &rows(24)[19..];
     let mut told = Told::default();
     let extra_files = vec![ExtraFile { name: "recipe.toml".into(), contents: recipe.to_toml().into_bytes() }];
-    let job = Job { backend, model, recipe, train, eval, extra_files };
+    let job = Job { replicas, recipe, train, eval, extra_files };
     let mut observer = |event: &Event<'_>| {
         match event {
             Event::Warning(warning) => told.warnings.push((*warning).into()),
@@ -131,8 +142,14 @@ pub fn plans<B: Backend>(model: &Model<B>, backend: &B, recipe: &Recipe) -> Vec<
     let mut recipe = recipe.clone();
     let mut plan = |budget: MemoryBudget| {
         recipe.training.memory_budget = budget;
-        let job = Job { backend, model, recipe: &recipe, train, eval, extra_files: Vec::new() };
-        Trainer::new(job).ok().map(|trainer| trainer.summary().plan.clone())
+        let job = Job {
+            replicas: vec![Replica::alone(backend, model)],
+            recipe: &recipe,
+            train,
+            eval,
+            extra_files: Vec::new(),
+        };
+        Trainer::new(job).ok().map(|trainer| trainer.summary().plans[0].clone())
     };
     let first = plan(MemoryBudget::Auto);
     std::iter::successors(first, |larger| plan(MemoryBudget::Bytes(larger.total() - 1))).collect()
@@ -141,4 +158,10 @@ pub fn plans<B: Backend>(model: &Model<B>, backend: &B, recipe: &Recipe) -> Vec<
 /// The bits of an adapter.
 pub fn bits(outcome: &Outcome) -> Vec<u32> {
     outcome.adapter.params.iter().map(|value| value.to_bits()).collect()
+}
+
+/// Losses that differ by the order of sums alone.
+pub fn assert_near(a: &[f64], b: &[f64]) {
+    assert_eq!(a.len(), b.len());
+    assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5 * a), "{a:?} and {b:?}");
 }

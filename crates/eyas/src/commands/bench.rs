@@ -6,13 +6,13 @@ use std::time::Instant;
 use anyhow::Result;
 use eyas_backend::{Backend, OpTime};
 use eyas_model::{Decoder, LoadOptions, Model, shapes};
-use eyas_train::Recipe;
 use eyas_train::bench::{self, Ceilings, Lengths, Measured, Options};
 use eyas_train::plan::display_bytes;
+use eyas_train::{Recipe, TrainingPlan};
 use serde_json::json;
 
 use crate::cli::BenchTrainArgs;
-use crate::device::{Choice, Work};
+use crate::device::{self, Choice, Opened, SharedWork};
 use crate::progress::{LoadBar, count_bar};
 use crate::session;
 
@@ -38,7 +38,7 @@ pub fn run(device: Choice, args: BenchTrainArgs) -> Result<ExitCode> {
     session::change(&mut recipe, &args.set)?;
     device.limit(&mut recipe);
     recipe.validate()?;
-    device.run(&recipe, Train { args: &args, decoder: &decoder, recipe: &recipe })
+    device.run_on_all(&recipe, Train { args: &args, decoder: &decoder, recipe: &recipe })
 }
 
 struct Train<'a> {
@@ -47,14 +47,15 @@ struct Train<'a> {
     recipe: &'a Recipe,
 }
 
-impl Work for Train<'_> {
+impl SharedWork for Train<'_> {
     type Output = ExitCode;
 
-    fn run<B: Backend>(self, backend: &B) -> Result<ExitCode> {
+    fn run<B: Backend>(self, devices: &[Opened<B>]) -> Result<ExitCode> {
         let Self { args, decoder, recipe } = self;
         let lengths =
             if args.lognormal { Lengths::LogNormal(args.length) } else { Lengths::Fixed(args.length) };
-        let ceilings = bench::ceilings(backend, ceiling::<B>())?;
+        let first = &devices[0].backend;
+        let ceilings = bench::ceilings(first, ceiling::<B>())?;
         let begun = Instant::now();
         let bar = LoadBar::new("making weights");
         let options = LoadOptions {
@@ -62,29 +63,37 @@ impl Work for Train<'_> {
             positions: if args.lognormal { 4 * args.length } else { args.length },
             embedding_on_host: recipe.is_tight(),
         };
-        let model = Model::random(backend, decoder, options, 1, &mut |done, total| bar.set(done, total))?;
+        let make = |device: &Opened<B>| {
+            Model::random(&device.backend, decoder, options, 1, &mut |done, total| bar.set(done, total))
+        };
+        let models = devices.iter().map(make).collect::<Result<Vec<_>, _>>()?;
         bar.finish();
         let loading = begun.elapsed().as_secs_f64();
+        let replicas = device::replicas(devices, &models);
         let bar = count_bar("steps", args.steps as u64 + 2);
         let stop = crate::interrupt::stop_flag()?;
         let options = Options { lengths, steps: args.steps, seed: 1 };
-        let measured =
-            bench::train(backend, &model, recipe, options, &stop, |done| bar.set_position(done as u64))?;
+        let measured = bench::train(&replicas, recipe, options, &stop, |done| bar.set_position(done as u64))?;
         bar.finish_and_clear();
         if measured.seconds.is_empty() {
             return Ok(ExitCode::from(130));
         }
+        let name = match devices.len() {
+            1 => first.name(),
+            count => format!("{count} x {}", first.name()),
+        };
         if args.json {
-            println!("{}", as_json(args, &backend.name(), &measured, &ceilings));
+            println!("{}", as_json(args, &name, &measured, &ceilings));
         } else {
-            print(args, &backend.name(), &measured, &ceilings, loading);
+            print(args, &name, &measured, &ceilings, loading);
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
+/// Of the limit that the first device's ceiling sets for all devices.
 fn share(measured: &Measured, ceilings: &Ceilings) -> f64 {
-    measured.tokens_per_second() * measured.flops_per_token / ceilings.product
+    measured.tokens_per_second() * measured.flops_per_token / (ceilings.product * measured.plans.len() as f64)
 }
 
 fn as_json(
@@ -95,6 +104,7 @@ fn as_json(
 ) -> serde_json::Value {
     json!({
         "device": device,
+        "devices": measured.plans.len(),
         "shape": args.shape,
         "batch": args.batch,
         "accumulation": args.accumulation,
@@ -107,9 +117,9 @@ fn as_json(
         "first_step_seconds": measured.first_step,
         "share_of_limit": share(measured, ceilings),
         "product_flops": ceilings.product,
-        "predicted_bytes": measured.plan.total(),
-        "peak_bytes": measured.peak,
-        "kept_blocks": measured.plan.kept_blocks(),
+        "predicted_bytes": measured.plans.first().map(TrainingPlan::total),
+        "peak_bytes": measured.peaks.first(),
+        "kept_blocks": measured.plans.first().map(TrainingPlan::kept_blocks),
         "losses": measured.losses,
         "operations": measured.operations.iter().map(|op| json!([op.op, op.calls, op.milliseconds])).collect::<Vec<_>>(),
     })
@@ -117,11 +127,14 @@ fn as_json(
 
 fn print(args: &BenchTrainArgs, device: &str, measured: &Measured, ceilings: &Ceilings, loading: f64) {
     let of = if args.lognormal { "about " } else { "" };
+    let each = if measured.plans.len() > 1 { " on each" } else { "" };
     println!(
-        "{} on {device}: {} x {} rows of {of}{} tokens",
+        "{} on {device}: {} x {} rows of {of}{} tokens{each}",
         args.shape, args.accumulation, args.batch, args.length
     );
-    println!("{}", measured.plan);
+    for plan in &measured.plans {
+        println!("{plan}");
+    }
     let tokens = measured.tokens.iter().sum::<usize>() / measured.tokens.len();
     println!(
         "\n{:.0} tokens/s: {:.1} ms a step of {tokens} tokens (median of {})",
@@ -134,8 +147,8 @@ fn print(args: &BenchTrainArgs, device: &str, measured: &Measured, ceilings: &Ce
         100.0 * share(measured, ceilings),
         ceilings.product / 1e12
     );
-    if let Some(peak) = measured.peak {
-        let predicted = measured.plan.total();
+    for (&peak, plan) in measured.peaks.iter().zip(&measured.plans) {
+        let predicted = plan.total();
         println!(
             "memory: {} at the peak, {} predicted ({:+.1} %)",
             display_bytes(peak),

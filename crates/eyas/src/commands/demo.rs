@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use eyas_backend::Backend;
-use eyas_train::{Ending, Recipe};
+use eyas_train::{Ending, Recipe, Replica};
 
 use crate::cli::DemoArgs;
 use crate::commands::compare::{answers, held_out, terminal_width};
@@ -48,7 +48,7 @@ impl Work for Demo<'_> {
         heading(2, "learning from the built-in conversations");
         let rows = rows::load(recipe, files)?;
         eprintln!("{rows}");
-        let outcome = train::train(backend, &model, recipe, files, &rows)?;
+        let outcome = train::train(vec![Replica::alone(backend, &model)], recipe, files, &rows)?;
         if outcome.ending == Ending::Interrupted {
             println!("stopped after step {}; start the demo again to begin anew", outcome.global_step);
             return Ok(ExitCode::from(130));

@@ -20,7 +20,14 @@ pub fn run(device: Choice, args: DoctorArgs) -> Result<ExitCode> {
     let found = eyas_cuda::probe();
     print_report(&found);
     let recipe: Recipe = session::builtin("demo")?;
-    device.decided(&found).run(&recipe, Examine { quick: args.quick })
+    let mut code = ExitCode::SUCCESS;
+    for device in device.each(&found) {
+        let of_one = device.run(&recipe, Examine { quick: args.quick })?;
+        if of_one != ExitCode::SUCCESS {
+            code = of_one;
+        }
+    }
+    Ok(code)
 }
 
 fn print_report(report: &CudaReport) {

@@ -7,7 +7,7 @@ use eyas_backend::{Backend, CpuBackend, Dtype, Storage};
 use eyas_cuda::CudaBackend;
 use eyas_model::config::Config;
 use eyas_model::{Decoder, Footprint, LoadOptions, LoraLayout, ModelSource, family, shapes};
-use eyas_train::plan::Shape;
+use eyas_train::plan::{Role, Shape};
 use eyas_train::recipe::MemoryBudget;
 use eyas_train::{Recipe, TrainingPlan};
 
@@ -55,18 +55,32 @@ pub fn run(device: Choice, args: EstimateArgs) -> Result<ExitCode> {
         MemoryBudget::Auto => None,
     };
     let job = Estimate { recipe: &recipe, decoder: &decoder, source: source.as_ref(), options, budget };
-    let (plan, place) = if device.device == DeviceArg::Cpu {
-        (job.plan::<CpuBackend>(Dtype::F32)?, "the processor")
+    let devices = device.count()?;
+    let (plans, place) = if device.device == DeviceArg::Cpu {
+        (job.plans::<CpuBackend>(Dtype::F32, devices)?, "the processor".to_owned())
     } else {
-        (job.plan::<CudaBackend>(recipe.compute_dtype().unwrap_or(Dtype::Bf16))?, "an NVIDIA card")
+        let place = if devices == 1 { "an NVIDIA card".into() } else { format!("{devices} NVIDIA cards") };
+        (job.plans::<CudaBackend>(recipe.compute_dtype().unwrap_or(Dtype::Bf16), devices)?, place)
     };
+    let training = &recipe.training;
     println!(
         "{} of {:.2} G parameters on {place}, {} rows of {length} tokens a micro-batch",
         decoder.family,
         decoder.parameters() as f64 / 1e9,
-        recipe.training.per_device_train_batch_size
+        training.per_device_train_batch_size
     );
-    println!("{plan}");
+    match &plans[..] {
+        [plan] => println!("{plan}"),
+        [first, others, ..] => {
+            let (batch, accumulation) =
+                (training.per_device_train_batch_size, training.gradient_accumulation_steps);
+            let rows = batch.saturating_mul(accumulation).saturating_mul(devices);
+            println!("{rows} rows a step: {devices} cards x {accumulation} micro-batches x {batch} rows");
+            println!("the first card, which has the optimiser:\n{first}");
+            println!("each of the others:\n{others}");
+        }
+        [] => {}
+    }
     if budget.is_none() {
         println!("with all the memory it likes; --gpu-memory 24GB plans for less");
     }
@@ -82,7 +96,16 @@ struct Estimate<'a> {
 }
 
 impl Estimate<'_> {
-    fn plan<B: Backend>(&self, dtype: Dtype) -> Result<TrainingPlan> {
+    /// The plans of so many devices of a kind. As in a run, all have the rows of logits of the one that is shortest of memory:
+    /// the first, which has the optimiser.
+    fn plans<B: Backend>(&self, dtype: Dtype, devices: usize) -> Result<Vec<TrainingPlan>> {
+        let first = self.plan::<B>(dtype, Role::of(0, devices), None)?;
+        let rows = Some(first.memory.logit_rows);
+        let others = (1..devices).map(|number| self.plan::<B>(dtype, Role::of(number, devices), rows));
+        std::iter::once(Ok(first)).chain(others).collect()
+    }
+
+    fn plan<B: Backend>(&self, dtype: Dtype, role: Role, logit_rows: Option<usize>) -> Result<TrainingPlan> {
         let Self { recipe, decoder, source, options, budget } = *self;
         let weights = match source {
             Some(source) => source.footprint::<B>(dtype, options),
@@ -96,6 +119,7 @@ impl Estimate<'_> {
         let batch = recipe.training.per_device_train_batch_size;
         let tokens = batch.saturating_mul(options.positions);
         let shape = Shape {
+            role,
             decoder,
             layout: &layout,
             weights: &weights,
@@ -108,6 +132,6 @@ impl Estimate<'_> {
             // That of the machine which the card is in; this one may be another.
             host_memory: None,
         };
-        Ok(TrainingPlan::new::<B>(&shape, recipe.training.gradient_checkpointing, budget, None)?)
+        Ok(TrainingPlan::new::<B>(&shape, recipe.training.gradient_checkpointing, budget, logit_rows)?)
     }
 }

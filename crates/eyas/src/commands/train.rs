@@ -5,13 +5,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use eyas_backend::Backend;
-use eyas_model::Model;
 use eyas_train::recipe::ResumeFrom;
-use eyas_train::{Ending, ExtraFile, Job, Outcome, Recipe, Rows, Trainer};
+use eyas_train::{Ending, ExtraFile, Job, Outcome, Recipe, Replica, Rows, Trainer};
 
 use crate::cli::TrainArgs;
 use crate::commands::push;
-use crate::device::{Choice, Work};
+use crate::device::{self, Choice, Opened, SharedWork};
 use crate::progress::TrainBar;
 use crate::rows;
 use crate::session::{self, Files, RECIPE_FILE};
@@ -42,7 +41,7 @@ pub fn run(device: Choice, args: TrainArgs) -> Result<ExitCode> {
     let rows = rows::load(&recipe, &files)?;
     eprintln!("{rows}");
     let is_pushed = push::foretell(&recipe);
-    let outcome = device.run(&recipe, Run { recipe: &recipe, files: &files, rows: &rows })?;
+    let outcome = device.run_on_all(&recipe, Run { recipe: &recipe, files: &files, rows: &rows })?;
     let code = report(&recipe, &outcome);
     if outcome.ending != Ending::Finished || !recipe.training.push_to_hub {
         return Ok(code);
@@ -60,27 +59,25 @@ struct Run<'a> {
     rows: &'a Rows,
 }
 
-impl Work for Run<'_> {
+impl SharedWork for Run<'_> {
     type Output = Outcome;
 
-    fn run<B: Backend>(self, backend: &B) -> Result<Outcome> {
-        let model = self.files.load(backend, self.recipe, self.recipe.data.max_length)?;
-        train(backend, &model, self.recipe, self.files, self.rows)
+    fn run<B: Backend>(self, devices: &[Opened<B>]) -> Result<Outcome> {
+        let models = self.files.load_on_all(devices, self.recipe, self.recipe.data.max_length)?;
+        train(device::replicas(devices, &models), self.recipe, self.files, self.rows)
     }
 }
 
 /// Runs a recipe, with a bar, until it is done or Ctrl-C stops it.
 pub fn train<B: Backend>(
-    backend: &B,
-    model: &Model<B>,
+    replicas: Vec<Replica<'_, B>>,
     recipe: &Recipe,
     files: &Files,
     rows: &Rows,
 ) -> Result<Outcome> {
     let stop = crate::interrupt::stop_flag()?;
     let trainer = Trainer::new(Job {
-        backend,
-        model,
+        replicas,
         recipe,
         train: &rows.train,
         eval: &rows.eval,
