@@ -22,7 +22,7 @@ use crate::spec::Dtype;
 use crate::{Backend, DeviceTensor, FlatBatch, IGNORE_INDEX, Result};
 
 /// The operations of [`Backend`] that [`check`] compares.
-pub const OPS: [&str; 31] = [
+pub const OPS: [&str; 32] = [
     "clear",
     "offload",
     "download_weight",
