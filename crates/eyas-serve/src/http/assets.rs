@@ -5,6 +5,7 @@ use std::io::Write;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -29,7 +30,9 @@ pub(super) async fn index(headers: HeaderMap) -> Response {
 }
 
 /// What it loads.
-pub(super) async fn file(Path(path): Path<String>, headers: HeaderMap) -> Response {
+pub(super) async fn file(path: Result<Path<String>, PathRejection>, headers: HeaderMap) -> Response {
+    // No name of ours is beyond UTF-8.
+    let path = path.map_or_else(|_| String::new(), |Path(path)| path);
     serve(&format!("assets/{path}"), &headers)
 }
 

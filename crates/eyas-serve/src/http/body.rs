@@ -26,6 +26,10 @@ pub(super) async fn read(app: &App, request: Request) -> Result<Bytes, ApiError>
         let message = "the body must be JSON, with `Content-Type: application/json`";
         return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message));
     }
+    if parts.headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
+        let message = "the body is compressed; send it as it is, without `Content-Encoding`";
+        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message));
+    }
     let announced =
         parts.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     if announced.is_some_and(|length: u64| length > limits.max_body as u64) {
@@ -87,16 +91,29 @@ pub(super) fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, ApiError> {
     if let Err(error) = std::str::from_utf8(body) {
         return Err(invalid(format!("the body is not UTF-8 at byte {}", error.valid_up_to())));
     }
+    if body.trim_ascii_start().first().is_some_and(|&first| first != b'{') {
+        return Err(invalid("the body is not a JSON object".into()));
+    }
     let mut reader = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();
         if inner.is_data() && path != "." {
-            ApiError::invalid(path, inner)
+            ApiError::invalid(path, in_words(&inner.to_string()))
         } else {
             invalid(format!("the body is not the JSON that is expected: {inner}"))
         }
     })?;
     reader.end().map_err(|error| invalid(format!("the body is not one JSON value: {error}")))?;
     Ok(value)
+}
+
+/// A message of serde's with the names of Rust's types in words.
+fn in_words(message: &str) -> String {
+    const TYPES: [(&str, &str); 3] = [
+        ("expected f64", "expected a number"),
+        ("expected u32", "expected a whole number"),
+        ("expected u64", "expected a whole number"),
+    ];
+    TYPES.iter().fold(message.to_owned(), |message, (name, words)| message.replace(name, words))
 }

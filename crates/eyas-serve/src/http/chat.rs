@@ -68,7 +68,8 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request) -> Res
         fits?;
         let model = &shared.models.list()[place];
         let prompt = prompt::chat(&shared.models, model, &spoken, remember, wanted)?;
-        let length = lengths.length(asked, default, prompt.len(), shared.models.positions())?;
+        let length =
+            lengths.length(asked, remember.is_some(), default, prompt.len(), shared.models.positions())?;
         Ok((care, Reading::Question { prompt, length }))
     })
     .await??;

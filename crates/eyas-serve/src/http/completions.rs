@@ -61,7 +61,8 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request) -> Res
     let mut asks = Vec::with_capacity(prompts.len() * n);
     let mut only_prompt = false;
     for prompt in &prompts {
-        let tokens = common.length(common.max_tokens, DEFAULT_TOKENS, prompt.len(), app.models.positions());
+        let tokens =
+            common.length(common.max_tokens, false, DEFAULT_TOKENS, prompt.len(), app.models.positions());
         let tokens = tokens.map_err(|error| ApiError {
             param: Some("prompt".into()),
             message: error.message.replace("messages: ", "prompt: "),

@@ -55,6 +55,10 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
 /// Refuses names under which the server is not to be called.
 pub(super) async fn check_host(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let Some(allowed) = &app.config.allowed_hosts else { return next.run(request).await };
+    if request.headers().get_all(header::HOST).iter().nth(1).is_some() {
+        let message = "the request names two hosts";
+        return ApiError::new(StatusCode::BAD_REQUEST, "invalid_request", message).into_response();
+    }
     let authority = request.uri().authority().map(|authority| authority.as_str());
     let host = authority.or_else(|| request.headers().get(header::HOST)?.to_str().ok());
     let name = host.map(without_port).unwrap_or_default();

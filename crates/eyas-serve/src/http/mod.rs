@@ -13,7 +13,8 @@ mod run;
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -124,8 +125,9 @@ async fn list_models(State(app): State<Arc<App>>) -> Json<Value> {
 
 async fn one_model(
     State(app): State<Arc<App>>,
-    axum::extract::Path(id): axum::extract::Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
+    let id = id.map_or_else(|_| String::from("\u{fffd}"), |Path(id)| id);
     let (_, model) = app.model(Some(&id))?;
     Ok(Json(describe_model(&app, model)))
 }

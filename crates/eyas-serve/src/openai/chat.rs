@@ -57,7 +57,7 @@ pub(crate) struct Message {
 }
 
 #[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a text or a list of parts")]
 enum Content {
     Text(String),
     Parts(Vec<Part>),

@@ -38,6 +38,7 @@ impl ApiError {
     }
 
     pub fn model_not_found(id: &str, known: &str) -> Self {
+        let id: String = id.chars().take(100).collect();
         let message = format!("the model {id:?} is not served here; there is {known}");
         Self { param: Some("model".into()), ..Self::new(StatusCode::NOT_FOUND, "model_not_found", message) }
     }

@@ -19,7 +19,7 @@ pub(crate) const MAX_TOP_LOGPROBS: usize = 20;
 
 /// One value, or a list.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a text or a list of texts")]
 pub(crate) enum OneOrMany<T> {
     One(T),
     Many(Vec<T>),
@@ -58,7 +58,7 @@ pub(crate) struct Common {
     pub repetition_penalty: Option<f64>,
     pub presence_penalty: Option<f64>,
     pub frequency_penalty: Option<f64>,
-    pub seed: Option<i64>,
+    pub seed: Option<serde_json::Number>,
     pub stop: Option<OneOrMany<String>>,
     pub logit_bias: Option<BTreeMap<u32, f64>>,
     pub ignore_eos: Option<bool>,
@@ -112,8 +112,10 @@ impl Common {
                 k => usize::try_from(k).map_err(|_| ApiError::invalid("top_k", format!("is {k}")))?,
             };
         }
-        if let Some(seed) = self.seed {
-            params.seed = seed as u64;
+        if let Some(seed) = &self.seed {
+            let bits = seed.as_u64().or(seed.as_i64().map(|seed| seed as u64));
+            let reason = || format!("is {seed}; it must be a whole number of at most 64 bits");
+            params.seed = bits.ok_or_else(|| ApiError::invalid("seed", reason()))?;
         }
         params.ignore_eos = self.ignore_eos.unwrap_or(false);
         params.stop = self.stop.clone().map(OneOrMany::into_vec).unwrap_or_default();
@@ -131,7 +133,7 @@ impl Common {
                     return Err(ApiError::invalid("logit_bias", reason));
                 }
                 if !(-100.0..=100.0).contains(&value) {
-                    let reason = format!("is {value} for token {id}; it must be between -100 and 100");
+                    let reason = format!("is {value:?} for token {id}; it must be between -100 and 100");
                     return Err(ApiError::invalid("logit_bias", reason));
                 }
                 params.logit_bias.insert(id, value as f32);
@@ -146,10 +148,11 @@ impl Common {
 
     /// How many tokens an answer may have after a prompt of so many.
     ///
-    /// A length that was asked for must fit; the default gives way.
+    /// A length that was asked for must fit, unless it may give way as the default does.
     pub fn length(
         &self,
         asked: Option<u64>,
+        gives_way: bool,
         default: usize,
         prompt: usize,
         positions: usize,
@@ -162,6 +165,7 @@ impl Common {
                     "the prompt has {prompt} tokens; the context of {positions} leaves no room for an answer"
                 ),
             )),
+            Some(tokens) if gives_way => Ok(tokens.min(room as u64) as usize),
             Some(tokens) if tokens > room as u64 => Err(ApiError::context(
                 "max_tokens",
                 format!(

@@ -44,6 +44,9 @@ fn a_foreign_name_is_refused() {
     for host in ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", ""] {
         with_host(host).is_error(403, "host_not_allowed", None);
     }
+    with_host("localhost\r\nhost: evil.example").is_error(400, "invalid_request", None);
+    let nameless = server.raw(b"GET /health HTTP/1.0\r\n\r\n");
+    nameless.is_error(403, "host_not_allowed", None);
 }
 
 fn preflight(server: &Server, origin: &str) -> crate::common::Answer {
@@ -58,7 +61,8 @@ fn preflight(server: &Server, origin: &str) -> crate::common::Answer {
 fn scripts_of_other_sites_may_not_call_unless_allowed() {
     let allowed = "access-control-allow-origin";
     let server = Setup::default().start();
-    assert_eq!(preflight(&server, "https://other.example").header(allowed), None);
+    let answer = preflight(&server, "https://other.example");
+    assert_eq!((answer.status, answer.header(allowed)), (405, None));
     assert_eq!(server.get_with("/v1/models", "origin: https://other.example\r\n").header(allowed), None);
 
     let mut setup = Setup::default();

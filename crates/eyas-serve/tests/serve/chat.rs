@@ -266,3 +266,18 @@ fn a_failure_of_one_answer_reaches_its_client_only() {
     assert_eq!(events.last().unwrap()["error"]["type"], "server_error");
     assert_eq!(server.chat("#abc*1", json!({})).content(), "abc.0 ");
 }
+
+#[test]
+fn what_is_cut_to_fit_needs_no_length_that_fits() {
+    let server = Setup::default().start();
+    let answer = server.chat("#abc*1", json!({"max_tokens": 2000, "eyas": {"remember": 2}}));
+    assert_eq!(answer.content(), "abc.0 ");
+}
+
+#[test]
+fn any_whole_number_is_a_seed() {
+    let server = Setup::default().start();
+    for seed in [json!(0), json!(-1), json!(u64::MAX)] {
+        assert_eq!(server.chat("#abc*1", json!({"seed": seed})).content(), "abc.0 ");
+    }
+}

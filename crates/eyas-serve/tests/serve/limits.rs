@@ -18,6 +18,8 @@ fn what_is_not_json_is_refused() {
         &b""[..],
         b"{",
         b"[]",
+        b"[1]",
+        b"null",
         b"{\"model\": \"fake\"} trailing",
         b"{\"model\": \"fa\xff\"}",
         deep.as_bytes(),
@@ -47,6 +49,73 @@ fn another_type_of_body_is_refused() {
     let body = question_body("#abc*1", json!({})).to_string();
     let with_charset = request(CHAT, body.as_bytes(), "Content-Type: Application/JSON; charset=utf-8\r\n");
     assert_eq!(server.raw(&with_charset).content(), "abc.0 ");
+}
+
+#[test]
+fn a_wrong_type_is_told_in_words() {
+    let server = Setup::default().start();
+    for (field, value, words) in [
+        ("n", json!(-1), "expected a whole number"),
+        ("max_tokens", json!(1.5), "expected a whole number"),
+        ("seed", json!("x"), "expected a JSON number"),
+        ("seed", json!(1.5), "it must be a whole number of at most 64 bits"),
+        ("temperature", json!("NaN"), "expected a number"),
+        ("stop", json!(5), "expected a text or a list of texts"),
+        ("logit_bias", json!({"1": 1e300}), "is 1e300 for token 1; it must be between -100 and 100"),
+    ] {
+        let answer = server.chat("#a*1", json!({(field): value}));
+        answer.is_error(400, "invalid_value", Some(field));
+        assert!(answer.text().contains(words), "{}", answer.text());
+    }
+    let content = json!({"model": "fake", "messages": [{"role": "user", "content": 5}]});
+    let answer = server.post(CHAT, &content);
+    answer.is_error(400, "invalid_value", Some("messages[0].content"));
+    assert!(answer.text().contains("expected a text or a list of parts"), "{}", answer.text());
+}
+
+#[test]
+fn a_compressed_body_is_refused() {
+    let server = Setup::default().start();
+    let body = question_body("#abc*1", json!({})).to_string();
+    let zipped = request(CHAT, body.as_bytes(), &format!("{JSON}content-encoding: gzip\r\n"));
+    server.raw(&zipped).is_error(415, "unsupported_media_type", None);
+}
+
+#[test]
+fn odd_requests_are_answered_as_http_says() {
+    let server = Setup::default().start();
+    let ask = |line: &str, headers: &str| {
+        server.raw(format!("{line}\r\nhost: x\r\nconnection: close\r\n{headers}\r\n").as_bytes())
+    };
+    let head = ask("HEAD /health HTTP/1.1", "");
+    assert_eq!((head.status, head.body.len()), (200, 0));
+    assert_eq!(ask("GET /health HTTP/1.0", "").status, 200);
+    assert_eq!(ask("TRACE / HTTP/1.1", "").status, 405);
+    for framing in [
+        "content-length: 2\r\ncontent-length: 3\r\n",
+        "content-length: +2\r\n",
+        "content-length: -2\r\n",
+        "content-length: 99999999999999999999999\r\n",
+        "content-length : 2\r\n",
+        "transfer-encoding: xchunked\r\n",
+        "transfer-encoding: chunked, identity\r\n",
+        "x: a\r\n folded\r\n",
+    ] {
+        assert_eq!(
+            ask(&format!("POST {CHAT} HTTP/1.1"), &format!("{JSON}{framing}")).status,
+            400,
+            "{framing}"
+        );
+    }
+    assert_eq!(ask("GET /health HTTP/1.1", &"x: y\r\n".repeat(1000)).status, 431);
+    // What is no path, query or name of ours is told in the shape of every error.
+    ask("GET /assets/%ff HTTP/1.1", "").is_error(404, "not_found", None);
+    ask("GET /v1/models/%ff HTTP/1.1", "").is_error(404, "model_not_found", Some("model"));
+    ask("GET /api/care/helplines?region=TW&region=US HTTP/1.1", "").is_error(
+        400,
+        "invalid_value",
+        Some("query"),
+    );
 }
 
 #[test]
