@@ -5,6 +5,7 @@
 #     .device/run.sh check               there: every operation against its reference, and the card's own tests
 #     .device/run.sh speed               there: the table of the documentation, one line of JSON each, in speed.jsonl
 #     .device/run.sh lasts MODEL ROWS    there: time to the first step, equal bits twice and across a kill
+#     .device/run.sh replicas MODEL ROWS there: two replicas on the one card against one; ROWS may be builtin
 #
 # Logs go to ${OUT:-.device}.
 set -eu
@@ -79,6 +80,57 @@ lasts() {
     sha256sum {one,two,killed}/adapter_model.safetensors
     [ "$(sha256sum {one,two,killed}/adapter_model.safetensors | cut -d' ' -f1 | sort -u | wc -l)" = 1 ] &&
         echo "the same bits twice, and across a kill"
+}
+
+# Two replicas on the one card against one that accumulates over as many micro-batches, in f32 and in the card's own type, with
+# one micro-batch each (the gradient's sums are the same) and with two (they differ in their order); and resumed.
+replicas() {
+    local model=$1 rows=$2 kind accumulation output code=0
+    export EYAS_SHARE_CARD=1
+    cd "$(mktemp -d)" || return
+    for kind in float32 auto; do
+        for accumulation in 1 2; do
+            local run=("$eyas" train demo --model "$model" --dataset "$rows" --set max_steps=12 --set save_steps=6
+                --set save_total_limit=9 --set bf16=false --set fp16=false --set bnb_4bit_compute_dtype=$kind)
+            "${run[@]}" --device cuda:0 --output one --set gradient_accumulation_steps=$((2 * accumulation)) \
+                >>"$out/replicas.log" 2>&1 || return
+            for output in two again; do
+                "${run[@]}" --device cuda:0,0 --output $output --set gradient_accumulation_steps=$accumulation \
+                    >>"$out/replicas.log" 2>&1 || return
+            done
+            cp -r two resumed
+            rm -r resumed/checkpoint-12 resumed/adapter_model.safetensors
+            "${run[@]}" --device cuda:0,0 --output resumed --resume --set gradient_accumulation_steps=$accumulation \
+                >>"$out/replicas.log" 2>&1 || return
+            python3 - $kind $accumulation <<'PYTHON' || code=1
+import json, sys
+
+kind, accumulation = sys.argv[1:]
+
+def logged(run, key):
+    with open(run + "/trainer_state.json") as file:
+        return [entry[key] for entry in json.load(file)["log_history"] if key in entry]
+
+def bits(run):
+    with open(run + "/adapter_model.safetensors", "rb") as file:
+        return file.read()
+
+allowed = 1e-4 if kind == "float32" else 2e-2
+apart = 0
+for key in ("loss", "eval_loss"):
+    one, two = logged("one", key), logged("two", key)
+    assert len(one) == len(two) > 0, key
+    apart = max([apart] + [abs(a - b) for a, b in zip(one, two)])
+again, resumed = (bits(run) == bits("two") for run in ("again", "resumed"))
+print("%s, %s micro-batch(es) each on two replicas against twice as many on one: losses at most %.1e apart (%.0e allowed), "
+      "the same adapter: %s; two replicas again: %s; resumed after six steps: %s" % (
+          kind, accumulation, apart, allowed, bits("one") == bits("two"), again, resumed))
+sys.exit(apart > allowed or not again or not resumed)
+PYTHON
+            rm -r one two again resumed
+        done
+    done
+    return $code
 }
 
 "$@"

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use cudarc::cublaslt::result as lt;
 use cudarc::cublaslt::sys::{
@@ -89,8 +89,16 @@ struct State {
     handle: sys::cublasLtHandle_t,
     workspace: Buffer,
     plans: HashMap<Key, Plan>,
-    /// The algorithm of a key whose tokens are rounded up.
-    tuned: HashMap<Key, sys::cublasLtMatmulAlgo_t>,
+}
+
+/// The algorithms chosen in this process, by the kind of card and a key whose tokens are rounded up. Cards of a kind share
+/// them, and choose one after the other: replicas that work side by side compute with the same algorithms, in the run that
+/// chooses as in those that read the choice.
+type Chosen = HashMap<(Arc<str>, Key), sys::cublasLtMatmulAlgo_t>;
+
+fn chosen() -> MutexGuard<'static, Chosen> {
+    static CHOSEN: LazyLock<Mutex<Chosen>> = LazyLock::new(Mutex::default);
+    CHOSEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 // SAFETY: cuBLASLt's handle and descriptors are plain host objects; the mutex around the state serialises their use.
@@ -101,7 +109,8 @@ unsafe impl Send for State {}
 pub(crate) struct Matmul {
     device: Arc<Device>,
     dtype: Dtype,
-    version: usize,
+    /// All that decides an algorithm besides the key: the card, the library's version and the type.
+    kind: Arc<str>,
     cache: Option<PathBuf>,
     state: Mutex<State>,
 }
@@ -145,11 +154,11 @@ impl Matmul {
         // SAFETY: the library is open and the symbol was checked.
         let version = unsafe { sys::cublasLtGetVersion() };
         let workspace = device.alloc(WORKSPACE)?;
-        let state = State { handle, workspace, plans: HashMap::new(), tuned: HashMap::new() };
+        let state = State { handle, workspace, plans: HashMap::new() };
         Ok(Self {
             device: Arc::clone(device),
             dtype,
-            version,
+            kind: format!("{} {:?} {version} {dtype:?}", device.name, device.limits.sm).into(),
             cache: cache_folder().map(|folder| folder.join("plans")),
             state: Mutex::new(state),
         })
@@ -191,7 +200,7 @@ impl Matmul {
         };
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if !state.plans.contains_key(&key) {
-            let plan = self.plan(&mut state, key, product, spare)?;
+            let plan = self.plan(&state, key, product, spare)?;
             state.plans.insert(key, plan);
         }
         let plan = &state.plans[&key];
@@ -284,14 +293,16 @@ impl Matmul {
         Ok(plan)
     }
 
-    fn plan(&self, state: &mut State, key: Key, product: &Product, spare: (Ptr, usize)) -> Result<Plan> {
+    fn plan(&self, state: &State, key: Key, product: &Product, spare: (Ptr, usize)) -> Result<Plan> {
         let mut plan = self.describe(product)?;
         let tuned_key = Key { tokens: bucket(key.tokens), ..key };
-        let known = state.tuned.get(&tuned_key).copied().or_else(|| self.read_choice(&tuned_key));
+        let mut chosen = chosen();
+        let known = chosen.get(&(Arc::clone(&self.kind), tuned_key)).copied();
+        let known = known.or_else(|| self.read_choice(&tuned_key));
         if let Some(algorithm) = known
             && self.is_valid(state, &plan, &algorithm)
         {
-            state.tuned.insert(tuned_key, algorithm);
+            chosen.insert((Arc::clone(&self.kind), tuned_key), algorithm);
             plan.algorithm = algorithm;
             return Ok(plan);
         }
@@ -318,7 +329,7 @@ impl Matmul {
             self.write_choice(&tuned_key, &plan.algorithm);
         }
         if known.is_none() {
-            state.tuned.insert(tuned_key, plan.algorithm);
+            chosen.insert((Arc::clone(&self.kind), tuned_key), plan.algorithm);
         }
         Ok(plan)
     }
@@ -431,8 +442,7 @@ impl Matmul {
     }
 
     fn choice_file(&self, key: &Key) -> Option<PathBuf> {
-        let (name, sm) = (&self.device.name, self.device.limits.sm);
-        let text = format!("{name} {sm:?} {} {:?} {key:?}", self.version, self.dtype);
+        let text = format!("{} {key:?}", self.kind);
         Some(self.cache.as_ref()?.join(hex(&Sha256::digest(text)[..16])))
     }
 

@@ -130,11 +130,14 @@ fn panicked(panic: &(dyn Any + Send)) -> Error {
 mod tests {
     use super::*;
 
+    /// What came of it, and how many pieces were heard of.
+    type Heard = (Result<Option<Vec<usize>>, (usize, Error)>, usize);
+
     fn run(
         workers: usize,
         stop: bool,
         work: impl Fn(usize, &mut usize, Signals<'_>) -> Result<Option<usize>> + Sync,
-    ) -> (Result<Option<Vec<usize>>, (usize, Error)>, usize) {
+    ) -> Heard {
         let mut heard = 0;
         let result = together(&mut vec![1; workers], &stop.into(), |done| heard = done, work);
         (result, heard)

@@ -251,36 +251,45 @@ fn the_plan_predicts_what_is_allocated() {
     let (train, eval) = (rows(40), rows(5));
     for name in ["llama2", "smollm2", "qwen3", "falcon-7b", "falcon-40b", "falcon-rw"] {
         for dtype in [Dtype::F32, Dtype::Bf16] {
-            for (checkpointing, optim) in [
-                (GradientCheckpointing::Never, Optim::AdamwTorch),
-                (GradientCheckpointing::Always, Optim::Adamw8bit),
-                (GradientCheckpointing::Always, Optim::PagedAdamw),
+            for (checkpointing, optim, replicas) in [
+                (GradientCheckpointing::Never, Optim::AdamwTorch, 1),
+                (GradientCheckpointing::Always, Optim::Adamw8bit, 1),
+                (GradientCheckpointing::Always, Optim::PagedAdamw, 1),
+                (GradientCheckpointing::Auto, Optim::Adamw8bit, 3),
             ] {
-                let backend = Counting::new(dtype);
+                let backends: Vec<_> = (0..replicas).map(|_| Counting::new(dtype)).collect();
                 let source = ModelSource::open(&fixture(name)).unwrap();
                 let options = LoadOptions { quantize: None, positions: 64, embedding_on_host: false };
-                let model = source.load(&backend, options, &mut |_, _| {}).unwrap();
+                let load = |backend| source.load(backend, options, &mut |_, _| {}).unwrap();
+                let models: Vec<_> = backends.iter().map(load).collect();
                 let folder = tempfile::tempdir().unwrap();
                 let mut recipe = recipe(folder.path());
                 recipe.training.gradient_checkpointing = checkpointing;
                 recipe.training.optim = optim;
-                let before = backend.bytes.load(Ordering::Relaxed);
+                let held = || -> Vec<u64> {
+                    backends.iter().map(|backend| backend.bytes.load(Ordering::Relaxed)).collect()
+                };
+                let before = held();
                 let job = Job {
-                    replicas: vec![Replica::alone(&backend, &model)],
+                    replicas: backends.iter().zip(&models).map(|(b, m)| Replica::alone(b, m)).collect(),
                     recipe: &recipe,
                     train: &train,
                     eval: &eval,
                     extra_files: Vec::new(),
                 };
                 let trainer = Trainer::new(job).unwrap();
-                let counted = backend.bytes.load(Ordering::Relaxed) - before;
-                let plan = &trainer.summary().plans[0];
-                // The weights were there before, and the batch is no matrix.
-                let elsewhere = |part: &str| matches!(part, "weights" | "batch");
-                let planned: u64 =
-                    plan.parts.iter().filter(|(part, _)| !elsewhere(part)).map(|(_, bytes)| bytes).sum();
-                let scalars = 2 * 4;
-                assert_eq!(counted, planned + scalars, "{name}, {dtype:?}, {checkpointing:?}, {optim:?}");
+                let after = held();
+                for (replica, plan) in trainer.summary().plans.iter().enumerate() {
+                    let counted = after[replica] - before[replica];
+                    // The weights were there before, and the batch is no matrix.
+                    let elsewhere = |part: &str| matches!(part, "weights" | "batch");
+                    let planned: u64 =
+                        plan.parts.iter().filter(|(part, _)| !elsewhere(part)).map(|(_, bytes)| bytes).sum();
+                    // The loss, and where the optimiser is the norm.
+                    let scalars = if replica == 0 { 2 * 4 } else { 4 };
+                    let case = format!("{name}, {dtype:?}, {checkpointing:?}, {optim:?}, replica {replica}");
+                    assert_eq!(counted, planned + scalars, "{case}");
+                }
             }
         }
     }

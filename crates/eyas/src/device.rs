@@ -94,6 +94,10 @@ pub trait SharedWork {
     fn run<B: Backend>(self, devices: &[Opened<B>]) -> Result<Self::Output>;
 }
 
+/// What a command that has work for one device says to several.
+const ONLY_ONE: &str =
+    "this command runs on one device, and several are named; `eyas train` runs on several cards";
+
 /// Work for one device as work for several of which there is one.
 struct OnOne<W>(W);
 
@@ -103,9 +107,7 @@ impl<W: Work> SharedWork for OnOne<W> {
     fn run<B: Backend>(self, devices: &[Opened<B>]) -> Result<W::Output> {
         match devices {
             [device] => self.0.run(&device.backend),
-            _ => bail!(
-                "this command runs on one device; name one with --device. `eyas train` runs on several cards"
-            ),
+            _ => bail!(ONLY_ONE),
         }
     }
 }
@@ -116,8 +118,13 @@ impl Choice {
     /// # Errors
     /// When the device is not there or lacks something, with what to do, when there are several; and those of the work.
     pub fn run<W: Work>(self, recipe: &Recipe, work: W) -> Result<W::Output> {
-        if matches!(&self.device, DeviceArg::Cuda(cards) if cards.len() > 1) {
-            return OnOne(work).run::<CpuBackend>(&[]);
+        let several = match &self.device {
+            DeviceArg::Cuda(cards) => cards.len() > 1,
+            DeviceArg::AllCards => self.cards()?.is_some_and(|cards| cards.len() > 1),
+            DeviceArg::Auto | DeviceArg::Cpu => false,
+        };
+        if several {
+            bail!(ONLY_ONE);
         }
         self.run_on_all(recipe, OnOne(work))
     }
@@ -341,5 +348,24 @@ mod tests {
         let each: Vec<_> = all.each(&two).into_iter().map(|choice| (choice.device, choice.memory)).collect();
         assert_eq!(each, [0, 1].map(|card| (DeviceArg::Cuda(vec![card]), Some(7))));
         assert_eq!(Choice { device: DeviceArg::Cuda(vec![0, 1, 2]), memory: None }.count().unwrap(), 3);
+    }
+
+    struct Nothing;
+
+    impl Work for Nothing {
+        type Output = String;
+
+        fn run<B: Backend>(self, backend: &B) -> Result<String> {
+            Ok(backend.name())
+        }
+    }
+
+    #[test]
+    fn a_command_for_one_device_refuses_several() {
+        let recipe = crate::session::builtin("demo").unwrap();
+        let on = |device| Choice { device, memory: None }.run(&recipe, Nothing);
+        assert!(on(DeviceArg::Cpu).is_ok());
+        let message = on(DeviceArg::Cuda(vec![0, 1])).unwrap_err().to_string();
+        assert!(message.contains("`eyas train` runs on several cards"), "{message}");
     }
 }
