@@ -234,13 +234,14 @@ impl fmt::Display for TrainingPlan {
             writeln!(f, "  {part:<12} {:>10}", display_bytes(*bytes))?;
         }
         writeln!(f, "  {:<12} {:>10}", "total", display_bytes(self.total()))?;
-        write!(
-            f,
-            "  {} tokens a micro-batch; {} of {} blocks keep their activations, the rest are computed twice",
-            self.memory.max_tokens,
-            self.kept_blocks(),
-            self.memory.blocks.len()
-        )?;
+        let (kept, blocks) = (self.kept_blocks(), self.memory.blocks.len());
+        write!(f, "  {} tokens a micro-batch; ", self.memory.max_tokens)?;
+        match blocks - kept {
+            0 => write!(f, "all {blocks} blocks keep their activations")?,
+            twice => {
+                write!(f, "{kept} of {blocks} blocks keep their activations, {twice} are computed twice")?
+            }
+        }
         if self.host > 0 {
             let host = display_bytes(self.host);
             write!(f, "\n  {host} of pinned host memory: ")?;
