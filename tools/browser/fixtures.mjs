@@ -119,6 +119,16 @@ export function careAnswer(region, language) {
   return { text, care: { category: "suicide", ...help, emergency, grounding, language, follow_up } };
 }
 
+/** Words, addresses and code wider than any window. */
+const WIDE = [
+  `# ${"x".repeat(90)}`,
+  "y".repeat(400),
+  `A [link](https://example.org/${"long".repeat(60)}) and \`${"code".repeat(50)}\``,
+  `\`\`\`\n${"wide code ".repeat(40)}\n\`\`\``,
+  `- ${"z".repeat(300)}\n  - deep\n    - deeper`,
+].join("\n\n");
+const ARABIC = "مرحبا، كيف حالك اليوم؟\n\n- بند أول\n- بند ثان\n\n> اقتباس\n\nAnd English again.";
+
 export const reminders = (language) => ({
   start: pick(
     both(
@@ -336,6 +346,8 @@ export const HOSTILE = `<script>window.hacked = 1</script>
 export function answerTo(model, question, language) {
   if (question.includes("markdown")) return MARKDOWN;
   if (question.includes("hostile")) return HOSTILE;
+  if (question.includes("wide")) return WIDE;
+  if (question.includes("مرحبا")) return ARABIC;
   if (question.includes("slow") || question.includes("break"))
     return Array.from({ length: 60 }, (_, i) => `word${i + 1}`).join(" ");
   if (model === "falcon-small") return BASE;

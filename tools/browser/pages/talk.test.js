@@ -241,6 +241,43 @@ onSizes("ends of an answer are explained", async (site) => {
   assert.match(await site.answer().textContent(), /I am a program/);
 });
 
+onSizes("what is wider than the window is broken or scrolls by itself", async (site) => {
+  const { page } = site;
+  await site.ask(`wide ${"W".repeat(300)} https://example.org/${"q".repeat(200)}`);
+  await site.checkAccess();
+  const code = page.locator("#view-talk .prose pre");
+  assert.ok(await code.evaluate((pre) => pre.scrollWidth > pre.clientWidth), "code keeps its lines");
+  await page.locator("#view-talk .question button").click();
+  await site.checkAccess();
+  await page.keyboard.press("Escape");
+  await site.shot("wide");
+  await site.view("compare");
+  await site.ask(`wide ${"W".repeat(300)}`);
+  await site.checkAccess();
+  await site.shot("wide-compared");
+});
+
+onSizes("Arabic runs from the right, and English beside it from the left", async (site) => {
+  const { page } = site;
+  await site.ask("مرحبا، أشعر بالحزن اليوم");
+  const directions = await page
+    .locator("#view-talk .prose > *")
+    .evaluateAll((all) => all.map((node) => `${node.localName} ${getComputedStyle(node).direction}`));
+  assert.deepEqual(directions, ["p rtl", "ul rtl", "blockquote rtl", "p ltr"]);
+  await site.checkAccess();
+  await site.shot("from-the-right");
+});
+
+onSizes("a question that is changed is not covered by the way to the newest", async (site) => {
+  const { page } = site;
+  for (const question of ["markdown", "markdown", "markdown"]) await site.ask(question);
+  await page.locator("#view-talk .question button").first().click();
+  await page.waitForSelector("#view-talk .question form");
+  assert.ok(await page.locator("#view-talk .jump").isHidden());
+  await page.locator("#view-talk .question form button", { hasText: "Cancel" }).click();
+  await page.locator("#view-talk .jump").waitFor();
+});
+
 onSizes("hostile output stays text and reaches nothing", async (site) => {
   const { page } = site;
   await site.ask("hostile <img src=x onerror='window.hacked=9'>");

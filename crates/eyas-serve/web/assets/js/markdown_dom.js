@@ -24,12 +24,17 @@ export class MarkdownView {
     let same = 0;
     while (same < keys.length && keys[same] === this.shown[same]) same++;
     while (this.root.childNodes.length > same) this.root.lastChild?.remove();
-    for (const block of blocks.slice(same)) this.root.append(blockNode(block));
+    for (const block of blocks.slice(same)) {
+      const node = blockNode(block);
+      // Arabic and Hebrew run from the right; what is inside follows. Code is always read from the left.
+      if (block.type !== "code") node.dir = "auto";
+      this.root.append(node);
+    }
     this.shown = keys;
   }
 }
 
-/** @param {Block} block @returns {Node} */
+/** @param {Block} block @returns {HTMLElement} */
 function blockNode(block) {
   switch (block.type) {
     case "paragraph":
