@@ -31,6 +31,7 @@ pub fn run(device: Choice, args: TrainArgs) -> Result<ExitCode> {
     }
     session::change(&mut recipe, &args.set)?;
     device.limit(&mut recipe);
+    device.check()?;
     recipe.validate()?;
     let name = recipe
         .model
