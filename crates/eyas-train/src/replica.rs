@@ -38,7 +38,8 @@ pub(crate) struct Common<'s> {
     pub batches: &'s [FlatBatch],
     /// The adapter on its way from the first replica to the others, and which one it is.
     pub adapter: (&'s [f32], u64),
-    /// How many replicas share the batches: the `n`th takes the `n`th batch and every so manieth after it.
+    /// How many replicas share the batches: each takes the batch of its own number, and
+    /// from there one of every so many.
     pub replicas: usize,
 }
 

@@ -60,7 +60,11 @@ pub(crate) fn together<W: Send, T: Send>(
                 };
                 caught(halt, || work(number, worker, Signals { stop, halt, tell: &mut tell }))
             };
-            thread::Builder::new().name(format!("replica {number}")).spawn_scoped(scope, run)
+            thread::Builder::new().name(format!("replica {number}")).spawn_scoped(scope, run).inspect_err(
+                |_| {
+                    halt.store(true, Ordering::Relaxed);
+                },
+            )
         });
         let threads: Vec<_> = spawn.collect();
         drop(sender);

@@ -48,7 +48,7 @@ pub struct Trainer<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Trainer<'a, B> {
-    /// Checks the recipe, finds the checkpoint to go on from, plans the memory and allocates it, on each device. Where less memory is
+    /// Checks the recipe, finds the checkpoint to go on from, plans each device's memory and allocates it. Where less memory is
     /// left than was counted, or than the run had before it was stopped, it is planned anew and told in [`Trainer::run`].
     ///
     /// # Errors

@@ -14,14 +14,16 @@ use common::*;
 use eyas_model::LoraAdapter;
 use eyas_train::checkpoint::find_last;
 use eyas_train::recipe::ResumeFrom;
-use eyas_train::{Event, Recipe};
+use eyas_train::{Event, Recipe, Replica};
 
 /// Where the child writes; without it there is nothing to do.
 const FOLDER: &str = "EYAS_TEST_OUTPUT";
 
 /// Bytes that the child is left with in its fourth step; without it nobody takes any.
 const LEFT: &str = "EYAS_TEST_LEFT";
-/// Bytes of the child's card.
+/// How many cards the child has; without it one.
+const CARDS: &str = "EYAS_TEST_CARDS";
+/// Bytes of each of the child's cards.
 const SIZE: u64 = 1 << 40;
 
 fn settings(folder: &Path) -> Recipe {
@@ -38,10 +40,12 @@ fn settings(folder: &Path) -> Recipe {
 fn child() {
     let Some(folder) = std::env::var_os(FOLDER) else { panic!("{FOLDER} is not set") };
     let left: Option<u64> = std::env::var(LEFT).ok().map(|left| left.parse().unwrap());
-    let card = Card::new(SIZE);
-    let model = load(&card, "llama2", Some(Default::default()));
+    let count = std::env::var(CARDS).map_or(1, |count| count.parse().unwrap());
+    let cards: Vec<Card> = (0..count).map(|_| Card::new(SIZE)).collect();
+    let models: Vec<_> = cards.iter().map(|card| load(card, "llama2", Some(Default::default()))).collect();
+    let replicas = cards.iter().zip(&models).map(|(card, model)| Replica::alone(card, model)).collect();
     let take = || {
-        if let Some(left) = left {
+        if let (Some(left), Some(card)) = (left, cards.last()) {
             card.break_at(Fault { op: "project_backward", after: 3, taken: Some(SIZE - left) });
         }
     };
@@ -63,7 +67,7 @@ fn child() {
         out.flush().unwrap();
     };
     let recipe = settings(Path::new(&folder));
-    let (outcome, _) = run_watched(&model, &card, &recipe, &rows(19), &AtomicBool::new(false), &mut tell);
+    let (outcome, _) = run_shared(replicas, &recipe, &rows(19), &AtomicBool::new(false), &mut tell);
     if let Err(error) = outcome {
         eprintln!("error: {error}");
         std::process::exit(7);
@@ -71,7 +75,7 @@ fn child() {
 }
 
 /// The child; `limit` is the size in blocks of 512 bytes at which its files are full.
-fn start(folder: &Path, limit: Option<u64>, left: Option<u64>) -> Child {
+fn start(folder: &Path, limit: Option<u64>, left: Option<u64>, cards: usize) -> Child {
     let exe = std::env::current_exe().unwrap();
     // With the signal ignored, a write past the limit fails like one on a full disk.
     let limit = limit.map_or(String::new(), |blocks| format!("trap '' XFSZ; ulimit -f {blocks}; "));
@@ -80,6 +84,7 @@ fn start(folder: &Path, limit: Option<u64>, left: Option<u64>) -> Child {
         .arg(format!("{limit}exec \"$0\" --exact child --ignored --nocapture --test-threads 1"))
         .arg(exe)
         .env(FOLDER, folder)
+        .env(CARDS, cards.to_string())
         .envs(left.map(|left| (LEFT, left.to_string())))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -94,9 +99,9 @@ fn params(folder: &Path) -> Vec<u32> {
 }
 
 /// Kills runs at any moment until one ends: its bits are those of a run that nobody killed.
-fn kill_anywhere(left: Option<u64>) {
+fn kill_anywhere(left: Option<u64>, cards: usize) {
     let whole = tempfile::tempdir().unwrap();
-    assert!(start(whole.path(), None, left).wait_with_output().unwrap().status.success());
+    assert!(start(whole.path(), None, left, cards).wait_with_output().unwrap().status.success());
     let expected = params(whole.path());
 
     let folder = tempfile::tempdir().unwrap();
@@ -109,7 +114,7 @@ fn kill_anywhere(left: Option<u64>) {
     };
     let mut kills = 0;
     loop {
-        let mut child = start(folder.path(), None, left);
+        let mut child = start(folder.path(), None, left, cards);
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         // After a few events, and a little later: within a micro-batch, or while a checkpoint is written.
         let events = 2 + next(9);
@@ -137,7 +142,12 @@ fn kill_anywhere(left: Option<u64>) {
 
 #[test]
 fn a_run_killed_anywhere_ends_in_the_same_bits() {
-    kill_anywhere(None);
+    kill_anywhere(None, 1);
+}
+
+#[test]
+fn so_does_one_on_several_cards() {
+    kill_anywhere(None, 3);
 }
 
 #[test]
@@ -146,7 +156,7 @@ fn so_does_one_whose_memory_was_taken_before() {
     let model = load(&card, "llama2", Some(Default::default()));
     let folder = tempfile::tempdir().unwrap();
     let least = plans(&model, &card, &settings(folder.path())).last().unwrap().total();
-    kill_anywhere(Some(least - 1));
+    kill_anywhere(Some(least - 1), 1);
 }
 
 #[test]
@@ -159,7 +169,7 @@ fn a_full_disk_leaves_the_last_checkpoint_whole() {
         let recipe = settings(folder.path());
         run_rows(&model, &backend, &recipe, &rows(19), Some(3)).unwrap();
 
-        let output = start(folder.path(), Some(blocks), None).wait_with_output().unwrap();
+        let output = start(folder.path(), Some(blocks), None, 1).wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(7));
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
         for part in ["error: step 4: the checkpoint could not be written", "File too large", "checkpoint-3"] {

@@ -14,10 +14,20 @@ use eyas_train::recipe::Training;
 use eyas_train::{Engine, Replica};
 
 fn engine<'a>(backend: &'a CpuBackend, model: &'a Model<CpuBackend>) -> Engine<'a, CpuBackend> {
+    engine_of(1, backend, model)
+}
+
+/// The same on so many replicas.
+fn engine_of<'a>(
+    replicas: usize,
+    backend: &'a CpuBackend,
+    model: &'a Model<CpuBackend>,
+) -> Engine<'a, CpuBackend> {
     let layout = LoraLayout::new(model.decoder(), recipe(Path::new("x")).lora.config()).unwrap();
     let params: Vec<f32> = (0..layout.parameters()).map(|i| (i as f32 * 0.37).sin() * 0.05).collect();
     let plan = MemoryPlan { max_tokens: 60, max_sequences: 4, logit_rows: 16, blocks: vec![Retain::Keep; 2] };
-    Engine::new(&[Replica::alone(backend, model)], layout, &params, Default::default(), &[plan]).unwrap()
+    let (all, plans) = (vec![Replica::alone(backend, model); replicas], vec![plan; replicas]);
+    Engine::new(&all, layout, &params, Default::default(), &plans).unwrap()
 }
 
 fn micro_batch() -> FlatBatch {
@@ -82,6 +92,30 @@ fn an_overflow_leaves_the_step_out_and_halves_the_scale() {
     assert!(skipped > 0, "nothing overflowed");
     assert_eq!((scale.skipped, scale.scale, scale.good_steps), (skipped, 2f32.powi(127 - skipped as i32), 1));
     assert_eq!(engine.optimizer_state().unwrap().step, 1);
+}
+
+/// What overflows on one replica leaves the step out on all.
+#[test]
+fn an_overflow_on_one_replica_leaves_the_step_out() {
+    let backend = backend();
+    let model = load(&backend, "llama2", None);
+    let mut engine = engine_of(2, &backend, &model);
+    // Only one of the replicas has a target in its micro-batch, so that no gradient comes from the other.
+    let mut idle = FlatBatch::new();
+    idle.push_causal(&[1, 2, 3], &[false; 3]).unwrap();
+    for batches in [[micro_batch(), idle.clone()], [idle.clone(), micro_batch()]] {
+        let mut measure = |scale: f32| {
+            engine.loss_scale = scaled(scale);
+            let before = engine.params().unwrap();
+            let measured =
+                engine.accumulate(&batches, 0, &Training::default(), &false.into(), |_| {}).unwrap().unwrap();
+            let update = engine.update(measured, &Training::default(), 1e-3).unwrap();
+            assert_eq!(engine.params().unwrap() == before, update != Update::Taken);
+            update
+        };
+        assert_eq!(measure(2f32.powi(127)), Update::LeftOut { loss_scale: 2f32.powi(126) });
+        assert_eq!(measure(65536.0), Update::Taken);
+    }
 }
 
 #[test]

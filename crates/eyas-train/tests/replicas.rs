@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use common::*;
 use eyas_backend::{Backend as _, CpuBackend};
 use eyas_model::Model;
+use eyas_train::bench::{self, Lengths, Options};
 use eyas_train::checkpoint::find_last;
 use eyas_train::recipe::{Optim, ResumeFrom};
 use eyas_train::{Ending, Error, Event, Outcome, Recipe, Replica, Result};
@@ -221,6 +222,24 @@ fn every_micro_batch_is_counted_and_every_device_told() {
     // 19 rows: four micro-batches of two, four, and two.
     let of = backend.used_memory().map_or(0, |_| 2);
     assert_eq!(steps, [4, 4, 2].repeat(3).into_iter().map(|batches| (batches, of)).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_benchmark_measures_the_steps_of_all_replicas() {
+    let backend = backend();
+    let model = random_model(&backend, 2);
+    let measure = |count: usize, accumulation: usize| {
+        let mut recipe = recipe(Path::new("x"));
+        recipe.training.gradient_accumulation_steps = accumulation;
+        let options = Options { lengths: Lengths::Fixed(8), steps: 2, seed: 3 };
+        let never = AtomicBool::new(false);
+        bench::train(&replicas(count, &backend, &model), &recipe, options, &never, |_| {}).unwrap()
+    };
+    let (one, two) = (measure(1, 2), measure(2, 1));
+    assert_eq!((two.plans.len(), &two.tokens[..]), (2, &[32, 32][..]));
+    assert_eq!(one.tokens, two.tokens);
+    let losses = |losses: &[f32]| losses.iter().map(|&loss| loss.into()).collect::<Vec<f64>>();
+    assert_near(&losses(&one.losses), &losses(&two.losses));
 }
 
 #[test]

@@ -148,6 +148,10 @@ impl Card<'_> {
         let steps = self.state.map_or("not known".into(), |state| {
             format!("{} ({:.2} passes over the rows)", state.global_step, state.epoch)
         });
+        let devices = match self.rows.and_then(|rows| rows["devices"].as_u64()) {
+            Some(count @ 2..) => format!(" on each of {count} devices"),
+            _ => String::new(),
+        };
         let rows = [
             ("base", quantised),
             (
@@ -157,7 +161,7 @@ impl Card<'_> {
             (
                 "rows a step",
                 format!(
-                    "{} x {}",
+                    "{} x {}{devices}",
                     training.per_device_train_batch_size, training.gradient_accumulation_steps
                 ),
             ),
@@ -301,6 +305,10 @@ mod tests {
             assert!(text.contains(expected), "{expected}\n---\n{text}");
         }
         assert!(!text.contains("therapist"), "{text}");
+        assert!(text.contains("| rows a step | 8 x 1 |"), "{text}");
+        let on_two = serde_json::json!({"devices": 2});
+        let text = card("mei/recipes-bot", "mei/recipes@v1", entries, &on_two);
+        assert!(text.contains("| rows a step | 8 x 1 on each of 2 devices |"), "{text}");
     }
 
     #[test]

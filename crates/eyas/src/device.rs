@@ -162,6 +162,18 @@ impl Choice {
         work.run(&devices)
     }
 
+    /// Looks whether several cards are there and go together, before anything is fetched for them.
+    ///
+    /// # Errors
+    /// Says which does not, and what there is.
+    pub fn check(&self) -> Result<()> {
+        match &self.device {
+            DeviceArg::AllCards => self.cards().map(drop),
+            DeviceArg::Cuda(cards) if cards.len() > 1 => self.cards().map(drop),
+            _ => Ok(()),
+        }
+    }
+
     /// Plans a run for the memory that was asked for.
     pub fn limit(&self, recipe: &mut Recipe) {
         if let Some(bytes) = self.memory {

@@ -33,14 +33,15 @@ fn locate(name: Option<&str>) -> Result<Vec<PathBuf>> {
     Ok(found.files)
 }
 
-/// What the model card tells of the rows.
-pub fn summary(recipe: &Recipe, rows: &Rows) -> ExtraFile {
+/// What the model card tells of the rows, and on how many devices they were learned from.
+pub fn summary(recipe: &Recipe, rows: &Rows, devices: usize) -> ExtraFile {
     let tokens: usize = rows.train.iter().map(|row| row.input_ids.len()).sum();
     let summary = json!({
         "dataset": recipe.data.dataset,
         "train_rows": rows.train.len(),
         "eval_rows": rows.eval.len(),
         "train_tokens": tokens,
+        "devices": devices,
     });
     ExtraFile { name: FILE.into(), contents: pretty(&summary).into_bytes() }
 }

@@ -164,12 +164,12 @@ sections! {
         overwrite_output_dir: bool = false,
         /// Go on from the last checkpoint in output_dir (true), or from this folder.
         resume_from_checkpoint: ResumeFrom = ResumeFrom::Never,
-        /// Rows a micro-batch: what is in memory at once. Where memory that was free is taken, the run goes on with fewer and
-        /// accumulates over more.
+        /// Rows a micro-batch: what is in a device's memory at once. Where memory that was free is taken, the run goes on with
+        /// fewer and accumulates over more.
         per_device_train_batch_size: usize = 8,
         /// Rows a batch of evaluation; fewer where they would take more memory than a micro-batch.
         per_device_eval_batch_size: usize = 8,
-        /// Micro-batches whose gradients are summed for one step.
+        /// Micro-batches of each device whose gradients are summed for one step.
         gradient_accumulation_steps: usize = 1,
         /// AdamW: `adamw_torch` keeps its moments in 32 bits, `adamw_8bit` in 8; `paged_adamw_32bit` and
         /// `paged_adamw_8bit` move them to pinned host memory where the device is short of room.
@@ -214,7 +214,7 @@ sections! {
         fp16: bool = false,
         /// `true` computes every block twice to save memory, `false` never, `auto` as many as the memory asks for.
         gradient_checkpointing: GradientCheckpointing = GradientCheckpointing::Auto,
-        /// Memory that the run may take on the device, as "6 GB"; `auto`: what is free.
+        /// Memory that the run may take on the device, on each of several, as "6 GB"; `auto`: what is free.
         memory_budget: MemoryBudget = MemoryBudget::Auto,
         /// Push the adapter to the hub at the end, with the recipe, the tokenizer and a model card; never rows or moments.
         push_to_hub: bool = false,

@@ -31,6 +31,7 @@ pub fn run(device: Choice, args: TrainArgs) -> Result<ExitCode> {
     }
     session::change(&mut recipe, &args.set)?;
     device.limit(&mut recipe);
+    device.check()?;
     recipe.validate()?;
     let name = recipe
         .model
@@ -76,22 +77,17 @@ pub fn train<B: Backend>(
     rows: &Rows,
 ) -> Result<Outcome> {
     let stop = crate::interrupt::stop_flag()?;
-    let trainer = Trainer::new(Job {
-        replicas,
-        recipe,
-        train: &rows.train,
-        eval: &rows.eval,
-        extra_files: extra_files(recipe, files, rows)?,
-    })?;
+    let extra_files = extra_files(recipe, files, rows, replicas.len())?;
+    let trainer = Trainer::new(Job { replicas, recipe, train: &rows.train, eval: &rows.eval, extra_files })?;
     let mut bar = TrainBar::new();
     Ok(trainer.run(&mut bar, &stop)?)
 }
 
 /// What lies beside an adapter, so that others know how it came about and how its tokens are made.
-fn extra_files(recipe: &Recipe, files: &Files, rows: &Rows) -> Result<Vec<ExtraFile>> {
+fn extra_files(recipe: &Recipe, files: &Files, rows: &Rows, devices: usize) -> Result<Vec<ExtraFile>> {
     let mut extra = vec![
         ExtraFile { name: RECIPE_FILE.into(), contents: recipe.to_toml().into_bytes() },
-        rows::summary(recipe, rows),
+        rows::summary(recipe, rows, devices),
     ];
     extra.extend(files.tokenizer_files()?);
     Ok(extra)
