@@ -5,87 +5,101 @@
     python tools/care/fit_hints.py target/debug/examples/hints
 
 Needs numpy, scipy and scikit-learn. The messages are the sets in crates/eyas-care/tests (without those that are held out),
-tools/care/written.jsonl and the questions of the built-in conversations. A multinomial logistic regression on the hints that the detector itself finds, each message
-scaled to length one; what is too small to matter is dropped and the rest fitted again. With --check the figures of an
-eight-fold cross-validation are printed instead.
+tools/care/written.jsonl and the questions of the built-in conversations. A multinomial logistic regression on the hints
+that the detector itself finds, the turns of a person together; each message is scaled to length one or less, and a hint
+that many messages hold weighs less to begin with. What is too small to matter is dropped and the rest fitted again.
+
+With --check the whole detector is measured instead, leaving out one writer at a time: each set is judged by weights that
+were learned from all others. Rebuild the program before, where lexicons have changed.
 """
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
+import tomllib
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
 
 ROOT = Path(__file__).resolve().parents[2]
 CARE = ROOT / "crates/eyas-care"
-SETS = ["messages", "fresh", "fresh_2", "set_a", "set_b"]
+SETS = ["messages", "fresh", "fresh_2", "set_a", "set_b", "set_c", "set_d", "set_g", "set_h"]
+OTHERS = ["set_a", "set_b", "set_c", "set_d", "set_g", "set_h"]  # by writers other than the rules' author
+QUESTIONS = "questions"
+FOLDS = 6  # the questions are left out by sixths
 # Questions elsewhere in those conversations at which help is shown rightly.
 RIGHTLY = ["never hits me", "cuts herself", "self-harm", "killing himself", "shouldn't exist", "pushing someone", "hate myself"]
 # Order of precedence, as in the crate.
 CATEGORIES = ["overdose", "suicide", "violence", "abuse", "self_harm", "third_person"]
-STRENGTH = 4.0  # inverse of the L2 penalty
-SEEN = 2  # a word counts from so many messages on,
-PAIR_SEEN = 4  # a pair of subjects from so many
+STRENGTH = 8.0  # inverse of the L2 penalty
+SEEN = 2  # a hint counts from so many messages on
+RARE = 5.0  # a hint in a share of exp(-RARE) of the messages or less is scaled by one, more frequent ones by less
 FEWEST = 10  # fewer hints are weighed as if there were so many, as in the crate
-SMALL = 0.4  # weights below are dropped
+SMALL = 0.5  # hints whose weights are all below are dropped
+
+
+def read(path):
+    """The messages of a file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def messages():
-    """All messages to learn from."""
-    paths = [CARE / f"tests/{name}.jsonl" for name in SETS] + [ROOT / "tools/care/written.jsonl"]
-    return [json.loads(line) for path in paths for line in path.read_text().splitlines()] + questions()
+    """All messages to learn from, each with the set it is of."""
+    sets = {name: read(CARE / f"tests/{name}.jsonl") for name in SETS}
+    sets["written"] = read(ROOT / "tools/care/written.jsonl")
+    sets[QUESTIONS] = questions()
+    return [dict(row, set=name) for name, rows in sets.items() for row in rows]
 
 
 def questions():
     """The questions of the built-in conversations that are not about a crisis, as harmless talk."""
     rows = []
-    for line in (ROOT / "data/mental-health.jsonl").read_text().splitlines():
-        conversation = json.loads(line)
+    for conversation in read(ROOT / "data/mental-health.jsonl"):
         question = conversation["text"].split("<HUMAN>:")[1].split("<ASSISTANT>:")[0].strip()
         if conversation["topic"] != "crisis" and not any(part in question for part in RIGHTLY):
             rows.append({"class": "benign", "lang": "en", "expect": "none", "turns": [question]})
     return rows
 
 
-def hints_of(program, rows):
-    """The hints of each message, found by the crate's own example."""
+def ask(program, rows, file=None):
+    """What the crate's own example finds in each message: its hints and the concern."""
     lines = "".join(json.dumps(row) + "\n" for row in rows)
-    done = subprocess.run([program], input=lines, capture_output=True, text=True, check=True)
+    env = dict(os.environ, **({"EYAS_CARE_FILE": str(file)} if file else {}))
+    done = subprocess.run([program], input=lines, capture_output=True, text=True, check=True, env=env)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def matrix(found, known):
+def matrix(found, scales):
     """One row a message, of length one or less."""
+    at = {hint: column for column, hint in enumerate(scales)}
     rows, columns, values = [], [], []
     for row, hints in enumerate(found):
-        here = [known[hint] for hint in hints if hint in known]
+        here = [hint for hint in hints if hint in scales]
         rows += [row] * len(here)
-        columns += here
-        values += [1 / np.sqrt(max(FEWEST, len(here)))] * len(here)
-    return csr_matrix((values, (rows, columns)), shape=(len(found), len(known)))
+        columns += [at[hint] for hint in here]
+        values += [scales[hint] / np.sqrt(max(FEWEST, len(here))) for hint in here]
+    return csr_matrix((values, (rows, columns)), shape=(len(found), len(scales)))
 
 
-def fit(found, wanted, known=None):
-    """The regression and the hints that it knows."""
-    if known is None:
-        seen = Counter(hint for hints in found for hint in hints)
-        enough = (hint for hint, n in seen.items() if n >= (PAIR_SEEN if " + @" in hint else SEEN))
-        known = {hint: at for at, hint in enumerate(sorted(enough))}
-    model = LogisticRegression(C=STRENGTH, max_iter=5000).fit(matrix(found, known), wanted)
-    return model, known
-
-
-def against_none(model):
-    """Weights and biases of each category, those of "none" taken away."""
-    order = list(model.classes_)
-    none = order.index("none")
-    at = [order.index(category) for category in CATEGORIES]
-    return model.coef_[at] - model.coef_[none], model.intercept_[at] - model.intercept_[none]
+def fit(found, wanted):
+    """The weights of the hints that matter, and the biases, of each category against "none"."""
+    seen = Counter(hint for hints in found for hint in hints)
+    enough = sorted(hint for hint, n in seen.items() if n >= SEEN)
+    scales = {hint: min(1.0, np.log(len(found) / seen[hint]) / RARE) for hint in enough}
+    for again in (True, False):
+        model = LogisticRegression(C=STRENGTH, max_iter=5000).fit(matrix(found, scales), wanted)
+        order = list(model.classes_)
+        at, none = [order.index(category) for category in CATEGORIES], order.index("none")
+        weights = (model.coef_[at] - model.coef_[none]).T * np.array(list(scales.values()))[:, None]
+        named = dict(zip(scales, weights))
+        if again:
+            scales = {hint: scale for hint, scale in scales.items() if np.abs(named[hint]).max() >= SMALL}
+    return named, model.intercept_[at] - model.intercept_[none]
 
 
 def row(values):
@@ -93,50 +107,63 @@ def row(values):
     return "[" + ", ".join(f"{value + 0.0:.1f}".replace("-0.0", "0.0") for value in values) + "]"
 
 
-def check(found, rows, wanted):
-    """Recall and false alarms where each message is judged by weights that never saw it."""
-    chances = np.zeros(len(rows))
-    for train, test in StratifiedKFold(8, shuffle=True, random_state=1).split(rows, [row["class"] for row in rows]):
-        model, known = fit([found[i] for i in train], [wanted[i] for i in train])
-        none = list(model.classes_).index("none")
-        chances[test] = 1 - model.predict_proba(matrix([found[i] for i in test], known))[:, none]
-    for threshold in (0.5, 0.6, 0.7, 0.8, 0.9):
-        table = {}
-        for row, chance in zip(rows, chances):
-            key = row["class"] + (" (none)" if row["expect"] == "none" else "")
-            entry = table.setdefault(key, [0, 0])
-            entry[0] += int(chance >= threshold)
-            entry[1] += 1
-        print(threshold, ", ".join(f"{key} {a}/{b}" for key, (a, b) in sorted(table.items())))
-
-
-def main():
-    program = sys.argv[1]
-    rows = messages()
-    found = hints_of(program, rows)
-    wanted = [row["expect"] for row in rows]
-    if "--check" in sys.argv:
-        check(found, rows, wanted)
-        return
-    model, known = fit(found, wanted)
-    weights, _ = against_none(model)
-    names = sorted(known, key=known.get)
-    kept = [name for name in names if np.abs(weights[:, known[name]]).max() >= SMALL]
-    model, known = fit(found, wanted, {name: at for at, name in enumerate(kept)})
-    weights, bias = against_none(model)
+def table(weights, bias):
+    """The file of the weights, the strongest first."""
     lines = [
         "# The weights of the hints (see hints.toml), learned by tools/care/fit_hints.py. Above zero a hint speaks for the",
-        "# category, below zero against it. The strongest come first. Pairs of subjects are written @one + @other.",
+        "# category, below zero against it. The strongest come first. @ marks a subject, _ one or two words between.",
         "[hints]",
         f"categories = {json.dumps(CATEGORIES)}",
         f"bias = {row(bias)}",
         "",
         "[hints.weights]",
     ]
-    order = sorted(kept, key=lambda name: -weights[:, known[name]].max())
-    lines += [f"{json.dumps(name, ensure_ascii=False)} = {row(weights[:, known[name]])}" for name in order]
-    (CARE / "weights.toml").write_text("\n".join(lines) + "\n")
-    print(f"{len(order)} hints from {len(rows)} messages")
+    order = sorted(weights, key=lambda name: (-weights[name].max(), name))
+    return lines + [f"{json.dumps(name, ensure_ascii=False)} = {row(weights[name])}" for name in order]
+
+
+def check(program, rows, hints):
+    """Recall and false alarms by class, each message judged by weights that were learned without its writer."""
+    builtin = tomllib.loads((CARE / "weights.toml").read_text())["hints"]["weights"]
+    nth = Counter()
+    fold_of = []
+    for message in rows:
+        nth[message["set"]] += 1
+        fold_of.append(nth[message["set"]] % FOLDS if message["set"] == QUESTIONS else None)
+    figures = {}
+    for fold, name in enumerate(OTHERS):
+        left_out = [m["set"] == name or f == fold for m, f in zip(rows, fold_of)]
+        train = [i for i, out in enumerate(left_out) if not out]
+        weights, bias = fit([hints[i] for i in train], [rows[i]["expect"] for i in train])
+        off = {hint: np.zeros(len(CATEGORIES)) for hint in builtin}
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "weights.toml"
+            file.write_text("\n".join(table(off | weights, bias)) + "\n")
+            test = [message for message, out in zip(rows, left_out) if out]
+            for message, answer in zip(test, ask(program, test, file)):
+                kind = QUESTIONS if message["set"] == QUESTIONS else message["class"]
+                kind += " (none)" if message["expect"] == "none" else ""
+                alarm = answer["concern"] is not None
+                for key in (message["set"], "all"):
+                    entry = figures.setdefault((key, message["lang"]), {}).setdefault(kind, [0, 0])
+                    entry[0] += alarm
+                    entry[1] += 1
+                if alarm == (message["expect"] == "none") and "--show" in sys.argv:
+                    print("false alarm" if alarm else "missed", message["set"], message["class"], message["turns"])
+    for (name, language), kinds in sorted(figures.items()):
+        print(name, language, ", ".join(f"{kind} {a}/{b}" for kind, (a, b) in sorted(kinds.items())))
+
+
+def main():
+    program = sys.argv[1]
+    rows = messages()
+    hints = [answer["hints"] for answer in ask(program, rows)]
+    if "--check" in sys.argv:
+        check(program, rows, hints)
+        return
+    weights, bias = fit(hints, [message["expect"] for message in rows])
+    (CARE / "weights.toml").write_text("\n".join(table(weights, bias)) + "\n")
+    print(f"{len(weights)} hints from {len(rows)} messages")
 
 
 if __name__ == "__main__":

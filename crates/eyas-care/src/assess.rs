@@ -6,7 +6,7 @@
 //! concern, never enough by itself to reach a threshold.
 
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -43,11 +43,21 @@ const MASK: &str = "\u{25a2}";
 /// Hints below this do not speak for themselves in the light of earlier turns.
 const FAINT: f32 = 0.2;
 
+/// What is left of rules that the hints make doubtful: none alarms alone.
+const DOUBTED: f32 = 0.5;
+
+/// A rule of suicide with this weight says it outright, and no hint makes it doubtful.
+const OUTRIGHT: f32 = 0.9;
+
 /// The evidence for one category.
 #[derive(Debug, Default)]
 struct Evidence {
     /// The strongest weight of each rule, after lowering, and whether anything lowered it.
     rules: BTreeMap<String, (f32, bool)>,
+    /// Whether one of the rules says it outright.
+    outright: bool,
+    /// Whether the hints make the rules doubtful.
+    doubted: bool,
     /// What the hints come to. They read the same words as the rules, so the stronger of the two counts, not their sum.
     hints: Option<(String, f32)>,
 }
@@ -68,6 +78,7 @@ impl Evidence {
                 .filter(|(_, lowered)| counts(*lowered))
                 .map(|(w, _)| 1.0 - w)
                 .product::<f32>();
+        let rules = if self.doubted { rules * DOUBTED } else { rules };
         self.hints.as_ref().map_or(rules, |(_, hints)| rules.max(*hints))
     }
 
@@ -86,8 +97,9 @@ pub(crate) fn assess(detector: &Detector, turns: &[Turn<'_>]) -> Assessment {
     let Some(last) = turns.iter().rposition(|turn| turn.role == Role::User) else {
         return Assessment::default();
     };
-    let carried = carried(detector, &turns[..last]);
-    let mut found = read(detector, turns[last].text, !carried.is_empty());
+    let earlier = earlier(detector, &turns[..last]);
+    let carried = earlier.carried;
+    let mut found = read(detector, turns[last].text, !carried.is_empty(), &earlier.hints);
     answer_to_question(detector, turns, last, &mut found);
 
     // What needs context speaks of whatever was the matter.
@@ -126,22 +138,31 @@ pub(crate) fn assess(detector: &Detector, turns: &[Turn<'_>]) -> Assessment {
     Assessment { concern, scores }
 }
 
-/// What is left of the concern of earlier turns, by category.
-fn carried(detector: &Detector, earlier: &[Turn<'_>]) -> BTreeMap<Category, f32> {
-    let mut carried: BTreeMap<Category, f32> = BTreeMap::new();
-    let users = earlier.iter().rev().filter(|turn| turn.role == Role::User);
+/// What earlier turns of the person leave.
+#[derive(Default)]
+struct Earlier {
+    /// Of their concern, by category.
+    carried: BTreeMap<Category, f32>,
+    /// Their hints.
+    hints: BTreeSet<String>,
+}
+
+fn earlier(detector: &Detector, turns: &[Turn<'_>]) -> Earlier {
+    let mut earlier = Earlier::default();
+    let users = turns.iter().rev().filter(|turn| turn.role == Role::User);
     for (age, turn) in users.take(detector.context.turns).enumerate() {
-        for (category, evidence) in read(detector, turn.text, false) {
+        for (category, evidence) in read(detector, turn.text, false, &BTreeSet::new()) {
             let Some(category) = category else { continue };
             let score = evidence.score(|_| true);
             if score >= detector.thresholds[&category] {
                 let left = score * detector.context.carry * detector.context.decay.powi(age as i32);
-                let entry = carried.entry(category).or_default();
+                let entry = earlier.carried.entry(category).or_default();
                 *entry = entry.max(left);
             }
         }
+        earlier.hints.extend(detector.hints.names(&words(detector, turn.text)));
     }
-    carried
+    earlier
 }
 
 /// "Are you thinking of ending your life?" - "yes". "Are you safe?" - "no".
@@ -170,12 +191,24 @@ fn answer_to_question(
     }
 }
 
-/// The evidence of one message. `None` holds what needs context.
-fn read(detector: &Detector, text: &str, in_context: bool) -> BTreeMap<Option<Category>, Evidence> {
+/// The evidence of one message after others. `None` holds what needs context.
+fn read(
+    detector: &Detector,
+    text: &str,
+    in_context: bool,
+    earlier: &BTreeSet<String>,
+) -> BTreeMap<Option<Category>, Evidence> {
     let tokens = words(detector, text);
     let reader = Reader::new(detector, &tokens);
     let mut found = independent(matches(detector, &reader, in_context));
-    if let Some(reading) = detector.hints.read(&tokens) {
+    let hints = detector.hints.names(&tokens);
+    let reading = detector.hints.read_after(earlier, &hints);
+    if detector.hints.doubts(reading.as_ref()) {
+        // What is said outright is doubted only where the talk was about something else, such as a game.
+        let is_framed = detector.hints.is_framed(earlier);
+        found.values_mut().for_each(|evidence| evidence.doubted = is_framed || !evidence.outright);
+    }
+    if let Some(reading) = reading {
         let name = format!("hints ({})", reading.strongest.join(", "));
         let evidence = detector.hints.evidence(reading.chance);
         found.entry(Some(reading.category)).or_default().hints = Some((name, evidence));
@@ -228,14 +261,16 @@ fn independent(mut matches: Vec<Match<'_>>) -> BTreeMap<Option<Category>, Eviden
         }
         used.extend(words());
         rules.insert((m.category, m.rule));
-        found.entry(m.category).or_default().add(m.rule, m.weight, &m.lowered);
+        let evidence = found.entry(m.category).or_default();
+        evidence.outright |= m.category == Some(Category::Suicide) && m.weight >= OUTRIGHT;
+        evidence.add(m.rule, m.weight, &m.lowered);
     }
     found
 }
 
-/// The hints of a message, see [`crate::Care::hints`].
-pub(crate) fn hints(detector: &Detector, text: &str) -> Vec<String> {
-    detector.hints.names(&words(detector, text)).into_iter().collect()
+/// The hints of turns, see [`crate::Care::hints`].
+pub(crate) fn hints(detector: &Detector, texts: &[&str]) -> BTreeSet<String> {
+    texts.iter().flat_map(|text| detector.hints.names(&words(detector, text))).collect()
 }
 
 /// A message in plain spelling, idioms and titles masked.

@@ -1,5 +1,6 @@
 //! [`Care`]: the files, loaded, and everything that is asked of them.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
@@ -89,10 +90,10 @@ impl Care {
         crate::assess::assess(&self.rules.detector, turns)
     }
 
-    /// Everything in a message that could be a hint, with a weight or without: subjects, pairs of subjects, words and words
-    /// in a row, sorted. For tools that learn or explain weights.
-    pub fn hints(&self, text: &str) -> Vec<String> {
-        crate::assess::hints(&self.rules.detector, text)
+    /// Everything in the turns of a person that could be a hint, with a weight or without: subjects, words, words in a
+    /// row and near each other. For tools that learn or explain weights.
+    pub fn hints(&self, texts: &[&str]) -> BTreeSet<String> {
+        crate::assess::hints(&self.rules.detector, texts)
     }
 
     /// The fixed answer to a concern. `region` is an ISO 3166-1 alpha-2 code; where it is absent or not in the table, the

@@ -1,9 +1,10 @@
 //! The second reading of a message: what it speaks of, weighed.
 //!
 //! Rules foresee phrases; people find other words. Here the message is taken as a set of hints: subjects from a lexicon,
-//! pairs of subjects in one sentence, words, and words in a row. Each has a weight for each category, learned from written
-//! messages by `tools/care/fit_hints.py` and kept as a table that can be read and changed. The weights of the hints found
-//! are added and divided by the root of their number; a softmax over the categories and "nothing" makes them chances.
+//! words, words in a row and words near each other. Each has a weight for each
+//! category, learned from written messages by `tools/care/fit_hints.py` and kept as a table that can be read and changed.
+//! The weights of the hints found are added and divided by the root of their number; a softmax over the categories and
+//! "nothing" makes them chances. Turns that belong together are read as one message: the union of their hints.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -18,6 +19,9 @@ use crate::types::Category;
 #[serde(deny_unknown_fields)]
 pub(crate) struct HintsEntry {
     threshold: f32,
+    doubt: f32,
+    together: f32,
+    frames: Vec<String>,
     subjects: BTreeMap<String, Vec<String>>,
     categories: [Category; Category::ALL.len()],
     bias: Weights,
@@ -31,6 +35,12 @@ type Weights = [f32; Category::ALL.len()];
 #[derive(Debug)]
 pub(crate) struct Hints {
     threshold: f32,
+    /// Below this chance a rule that does not say it outright is doubted.
+    doubt: f32,
+    /// From this chance on a turn is read together with those before it.
+    together: f32,
+    /// The subjects that tell what a talk is about, such as a game, as hints.
+    frames: BTreeSet<String>,
     lexicon: Lexicon,
     categories: [Category; Category::ALL.len()],
     bias: Weights,
@@ -60,6 +70,14 @@ impl HintsEntry {
         if !(self.threshold > 0.0 && self.threshold < 1.0) {
             return Err(rule_error("hints.threshold", "a chance between 0 and 1 is needed"));
         }
+        for (name, value) in [("doubt", self.doubt), ("together", self.together)] {
+            if !(0.0..=1.0).contains(&value) {
+                return Err(rule_error(format!("hints.{name}"), "a chance from 0 to 1 is needed"));
+            }
+        }
+        if let Some(frame) = self.frames.iter().find(|frame| !self.subjects.contains_key(*frame)) {
+            return Err(rule_error("hints.frames", format!("there is no subject {frame}")));
+        }
         let mut all = self.categories;
         all.sort_unstable();
         if all != Category::ALL {
@@ -72,10 +90,14 @@ impl HintsEntry {
         }
         Ok(Hints {
             threshold: self.threshold,
+            doubt: self.doubt,
+            together: self.together,
+            frames: self.frames.iter().map(|frame| format!("@{frame}")).collect(),
             lexicon: Lexicon::new(&self.subjects, spelling)?,
             categories: self.categories,
             bias: self.bias,
-            weights: self.weights.into_iter().collect(),
+            // A hint whose weights are all zero is off: it is not counted either.
+            weights: self.weights.into_iter().filter(|(_, w)| w.iter().any(|w| *w != 0.0)).collect(),
         })
     }
 }
@@ -85,11 +107,8 @@ impl Hints {
     pub(crate) fn names(&self, tokens: &[Token]) -> BTreeSet<String> {
         let mut found = BTreeSet::new();
         for sentence in tokens.split(Token::is_stop) {
-            let subjects: Vec<&str> = self.lexicon.subjects(sentence).into_iter().collect();
-            for (at, first) in subjects.iter().enumerate() {
-                found.insert(format!("@{first}"));
-                found.extend(subjects[at + 1..].iter().map(|second| format!("@{first} + @{second}")));
-            }
+            found.extend(self.lexicon.subjects(sentence).into_iter().map(|subject| format!("@{subject}")));
+            near(sentence, &mut found);
         }
         for (at, token) in tokens.iter().enumerate() {
             if token.text == "?" || token.text == "\"" {
@@ -99,27 +118,20 @@ impl Hints {
                 continue;
             }
             let mut row = stem(&token.text).to_owned();
-            let mut is_han = token.is_han();
             found.insert(row.clone());
-            for next in tokens[at + 1..].iter().take(2).take_while(|next| !next.is_mark()) {
-                // Two words in a row, or up to three characters.
-                if row.contains(' ') || (row.chars().count() > 1 && is_han && !next.is_han()) {
-                    break;
-                }
-                if !(is_han && next.is_han()) {
+            if let Some(next) = tokens.get(at + 1).filter(|next| !next.is_mark()) {
+                if !(token.is_han() && next.is_han()) {
                     row.push(' ');
                 }
-                is_han = next.is_han();
                 row.push_str(stem(&next.text));
-                found.insert(row.clone());
+                found.insert(row);
             }
         }
         found
     }
 
-    /// Weighs a message; nothing where it holds no hint that has a weight.
-    pub(crate) fn read(&self, tokens: &[Token]) -> Option<Reading> {
-        let names = self.names(tokens);
+    /// Weighs hints; nothing where none has a weight.
+    pub(crate) fn read(&self, names: &BTreeSet<String>) -> Option<Reading> {
         let found: Vec<_> = names.iter().filter_map(|name| Some((name, self.weights.get(name)?))).collect();
         if found.is_empty() {
             return None;
@@ -147,6 +159,25 @@ impl Hints {
         })
     }
 
+    /// Weighs the hints of a turn, in the light of those of the turns before it where it is not plainly harmless.
+    pub(crate) fn read_after(&self, earlier: &BTreeSet<String>, last: &BTreeSet<String>) -> Option<Reading> {
+        let alone = self.read(last);
+        if earlier.is_empty() || alone.as_ref().is_none_or(|reading| reading.chance < self.together) {
+            return alone;
+        }
+        self.read(&earlier.union(last).cloned().collect())
+    }
+
+    /// Whether the hints make a rule doubtful that does not say it outright.
+    pub(crate) fn doubts(&self, reading: Option<&Reading>) -> bool {
+        reading.is_none_or(|reading| reading.chance < self.doubt)
+    }
+
+    /// Whether one of the hints tells what the talk is about: a game, a film, code.
+    pub(crate) fn is_framed(&self, names: &BTreeSet<String>) -> bool {
+        !self.frames.is_disjoint(names)
+    }
+
     /// A chance as the weight of evidence: 0.5 at the threshold, so that what is below it needs support.
     pub(crate) fn evidence(&self, chance: f32) -> f32 {
         if chance < self.threshold {
@@ -154,6 +185,16 @@ impl Hints {
         } else {
             0.5 + 0.45 * (chance - self.threshold) / (1.0 - self.threshold)
         }
+    }
+}
+
+/// Words of a sentence with one or two others between, in Latin letters.
+fn near(sentence: &[Token], found: &mut BTreeSet<String>) {
+    let words: Vec<&str> =
+        sentence.iter().filter(|token| !token.is_mark()).map(|token| stem(&token.text)).collect();
+    for (at, first) in words.iter().enumerate().filter(|(_, first)| first.is_ascii()) {
+        let others = words.iter().skip(at + 2).take(2).filter(|second| second.is_ascii());
+        found.extend(others.map(|second| format!("{first} _ {second}")));
     }
 }
 
