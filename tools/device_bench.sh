@@ -4,6 +4,7 @@
 #     tools/device_bench.sh build        here: builds and strips into .device/, which is then carried over
 #     .device/run.sh check               there: every operation against its reference, and the card's own tests
 #     .device/run.sh speed               there: the table of the documentation, one line of JSON each, in speed.jsonl
+#     .device/run.sh generation          there: prompts and answers, in generation.txt with where a step's time goes
 #     .device/run.sh lasts MODEL ROWS    there: time to the first step, equal bits twice and across a kill
 #     .device/run.sh replicas MODEL ROWS there: two replicas on the one card against one; ROWS may be builtin
 #
@@ -13,9 +14,11 @@ cd "$(dirname "$0")/.."
 mkdir -p .device
 if [ "${1:-build}" = build ]; then
     cargo build --release -p eyas
-    test=$(cargo test --release -p eyas-cuda --test card --no-run --message-format=json |
-        grep -o '"executable":"[^"]*"' | cut -d'"' -f4)
-    strip -o .device/card "$test"
+    for test in card generate; do
+        built=$(cargo test --release -p eyas-cuda --test $test --no-run --message-format=json |
+            grep -o '"executable":"[^"]*"' | cut -d'"' -f4)
+        strip -o .device/$test "$built"
+    done
     strip -o .device/eyas "${CARGO_TARGET_DIR:-target}/release/eyas"
 fi
 cat > .device/run.sh <<'RUN'
@@ -25,7 +28,9 @@ out=${OUT:-$here}
 eyas=$here/eyas
 
 check() {
-    "$eyas" doctor --device cuda && "$here/card" --test-threads=1 --nocapture >"$out/card.log" 2>&1
+    "$eyas" doctor --device cuda && for test in card generate; do
+        "$here/$test" --test-threads=1 --nocapture || return
+    done >"$out/card.log" 2>&1
     local code=$?
     grep -E '^test |rows pass|test result' "$out/card.log"
     return $code
@@ -55,6 +60,13 @@ speed() {
     bench llama-3-8b 16 1024 4 --gpu-memory 10.5GB --set optim=paged_adamw_8bit
     # The published run: 64 conversations a step; 320 of them take 320 times the mean.
     bench falcon-7b 64 240 40 --lognormal
+}
+
+generation() {
+    for shape in falcon-7b llama-3-8b; do
+        "$eyas" bench generate --device cuda --shape $shape --sequences 1,8,32,64 --adapters 0,1,2 --profile |
+            tee -a "$out/generation.txt" | grep -E "on NVIDIA|at once|answers|floor|prompts"
+    done
 }
 
 lasts() {

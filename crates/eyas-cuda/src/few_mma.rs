@@ -52,26 +52,43 @@ struct PartsArg {
 // SAFETY: the layout is that of `Parts` in few_mma.cu.
 unsafe impl KernelArg for PartsArg {}
 
-/// Blocks that share out the columns of a row, and the quads of each: enough to fill the card, with two quads at least.
+/// Blocks that share out the columns of a row, and the quads of each, two at least: so that the blocks of all `tiles` fill
+/// the card evenly. A split costs a partial sum to write and read, about a fiftieth of the whole.
 fn splits(tiles: usize, k: usize, multiprocessors: usize) -> (usize, usize) {
-    let quads = k.div_ceil(QUAD);
-    let wanted = (RESIDENT * multiprocessors).div_ceil(tiles.max(1)).clamp(1, quads.div_ceil(2).max(1));
-    let step = quads.div_ceil(wanted);
-    (quads.div_ceil(step), step)
+    let (quads, slots) = (k.div_ceil(QUAD), RESIDENT * multiprocessors);
+    let mut best = (f64::NEG_INFINITY, 1, quads);
+    for wanted in 1..=(quads / 2).max(1) {
+        let step = quads.div_ceil(wanted);
+        let splits = quads.div_ceil(step);
+        let blocks = tiles * splits;
+        let gain = blocks as f64 / (blocks.div_ceil(slots) * slots) as f64 - 0.02 * splits as f64;
+        if gain > best.0 {
+            best = (gain, splits, step);
+        }
+    }
+    (best.1, best.2)
 }
 
-/// Bytes of the sums in pieces, on any card of so many multiprocessors.
-pub(crate) fn piece_bytes(multiprocessors: usize, tokens: usize, out_features: usize, k: usize) -> usize {
-    // Each part may have a tile that is not full; more tiles mean fewer splits.
-    let (splits, _) = splits(out_features.div_ceil(BLOCK_ROWS), k, multiprocessors);
-    tokens.min(SOME_ROWS) * splits * out_features * 4
+/// Bytes of the sums in pieces, at most, on any card of so many multiprocessors.
+pub(crate) fn piece_bytes(
+    cards: std::ops::RangeInclusive<usize>,
+    tokens: usize,
+    out_features: usize,
+    k: usize,
+) -> usize {
+    let tiles = out_features.div_ceil(BLOCK_ROWS);
+    // Each part may have a tile that is not full.
+    let most = cards.flat_map(|card| (tiles..tiles + PARTS).map(move |tiles| splits(tiles, k, card).0)).max();
+    tokens.min(SOME_ROWS) * most.unwrap_or(1) * out_features * 4
 }
 
 impl CudaBackend {
-    /// Whether every part is in 4 bits and of a shape that the kernels take.
-    pub(crate) fn is_few_mma(&self, projection: &Projection<Self>, x: &CudaTensor) -> bool {
+    /// Whether the tokens are few, and every part is in 4 bits and of a shape that the kernels take.
+    pub(crate) fn is_few_mma(&self, tokens: usize, projection: &Projection<Self>, x: &CudaTensor) -> bool {
         let k = projection.in_features;
-        self.dtype != Dtype::F32
+        // Turing has shared memory for sixteen tokens.
+        tokens <= if self.device.limits.sm.0 >= 8 { SOME_ROWS } else { SOME_ROWS / 4 }
+            && self.dtype != Dtype::F32
             && k.is_multiple_of(UNIT)
             && is_vector(x.ptr(), k)
             && (1..=PARTS).contains(&projection.parts.len())
@@ -132,8 +149,8 @@ impl CudaBackend {
         let (splits, step) = splits(tiles, k, self.device.limits.multiprocessors as usize);
         let pieces = scratch.get(Slot::Partial, splits * tokens * n * 4)?;
         let (kernel, groups) = match tokens.div_ceil(8) {
-            ..=2 => ("some_mma_2", 2),
-            ..=4 => ("some_mma_4", 4),
+            0..=2 => ("some_mma_2", 2),
+            3..=4 => ("some_mma_4", 4),
             _ => ("some_mma_8", 8),
         };
         let shared = TABLE_BYTES + 2 * groups * 8 * TOKEN_BYTES;
@@ -158,13 +175,14 @@ mod tests {
 
     #[test]
     fn splits_cover_the_columns_and_fill_the_card() {
-        for (tiles, k) in [(37, 4544), (142, 4544), (36, 18176), (48, 4096), (5, 576), (1, 64)] {
+        for (tiles, k) in [(37, 4544), (142, 4544), (36, 18_176), (48, 4096), (5, 576), (1, 64)] {
             let (splits, step) = splits(tiles, k, 132);
             let quads = k.div_ceil(QUAD);
             assert!(splits * step >= quads && (splits - 1) * step < quads, "{tiles} {k}: {splits} x {step}");
             assert!(splits == 1 || step >= 2);
         }
-        assert_eq!(splits(37, 4544, 132), (6, 3));
-        assert_eq!(splits(36, 18176, 132), (8, 9));
+        // Eight splits would take two rounds.
+        assert_eq!(splits(36, 18_176, 132), (7, 11));
+        assert_eq!(splits(1, 64, 132), (1, 1));
     }
 }

@@ -69,12 +69,12 @@ impl CudaBackend {
             let aligned = down.a[..updates.len()].iter().all(|a| a.is_aligned());
             let vector = i32::from(aligned && is_vector(x.ptr(), x.cols()));
             // A block for each rank where there are few, so that all of the card reads.
-            let (kernel, each) =
-                if tokens <= FEW_ROWS { ("few_rows_hidden", 1) } else { ("some_rows_hidden", 4) };
+            let (kernel, each, threads) =
+                if tokens <= FEW_ROWS { ("few_rows_hidden", 1, 512) } else { ("some_rows_hidden", 4, 256) };
             self.kernels.launch(
                 kernel,
                 self.dtype,
-                Grid::plane(ranks.div_ceil(each), tokens.div_ceil(FEW_ROWS), 256),
+                Grid::plane(ranks.div_ceil(each), tokens.div_ceil(FEW_ROWS), threads),
                 args![
                     down,
                     x.ptr(),

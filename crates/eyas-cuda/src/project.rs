@@ -11,7 +11,6 @@ use eyas_backend::{Adapter, Dtype, Error, Linear, LoraSlot, Projection, Result, 
 use crate::CudaTensor;
 use crate::backend::CudaBackend;
 use crate::device::Ptr;
-use crate::few_mma::SOME_ROWS;
 use crate::few_rows::FEW_ROWS;
 use crate::kernels::{Grid, args};
 use crate::matmul::{Direction, Product};
@@ -221,7 +220,7 @@ impl CudaBackend {
         let hidden = hidden.as_deref().map(CudaTensor::ptr);
         let plain = adapter.is_none_or(|a| a.dropout.is_none());
         let params = adapter.map(|a| a.params);
-        if tokens <= SOME_ROWS && plain && self.is_few_mma(projection, x) {
+        if plain && self.is_few_mma(tokens, projection, x) {
             return self.few_mma(&mut scratch, tokens, &parts, params, rank, x, y, hidden, add);
         }
         if tokens <= FEW_ROWS && plain && self.is_few_rows(projection, x) {

@@ -60,7 +60,7 @@ fn projection_bytes(
         need(Slot::Scales, (in_features * out_features).div_ceil(config.block_size) * 4);
     }
     if matches!(storage, Storage::Quantised(_)) {
-        let pieces = piece_bytes(*MULTIPROCESSORS.end(), rows, out_features, in_features);
+        let pieces = piece_bytes(MULTIPROCESSORS, rows, out_features, in_features);
         need(Slot::Partial, pieces);
         need(Slot::Hidden, rows.min(SOME_ROWS) * rank * 4);
     }

@@ -8,11 +8,11 @@ struct Down {
     int count;
 };
 
-// h[t, j] = x[t] . a[j] in f32, for RANKS ranks and eight tokens a block.
-template <int RANKS>
+// h[t, j] = x[t] . a[j] in f32, for RANKS ranks and eight tokens a block of so many warps.
+template <int RANKS, int WARPS>
 __device__ __forceinline__ void hidden(const Down &down, const elem *x, int tokens, int k, float *h, int ldh, elem *saved,
                                        int lds, int vec) {
-    __shared__ float sums[8][RANKS * 8];
+    __shared__ float sums[WARPS][RANKS * 8];
     const int rank0 = blockIdx.x * RANKS, token0 = blockIdx.y * 8, total = down.start[down.count];
     const float *a[RANKS];
 #pragma unroll
@@ -24,7 +24,7 @@ __device__ __forceinline__ void hidden(const Down &down, const elem *x, int toke
     }
     await_previous();
     float acc[RANKS][8] = {};
-    for (int col = threadIdx.x * 8; col < k; col += 2048) {
+    for (int col = threadIdx.x * 8; col < k; col += 32 * WARPS * 8) {
         float w[RANKS][8];
 #pragma unroll
         for (int i = 0; i < RANKS; i++) load8(a[i], col, k, vec, w[i]);
@@ -52,15 +52,15 @@ __device__ __forceinline__ void hidden(const Down &down, const elem *x, int toke
     if (threadIdx.x >= RANKS * 8 || rank >= total || token >= tokens) return;
     float sum = 0.0f;
 #pragma unroll
-    for (int warp = 0; warp < 8; warp++) sum += sums[warp][threadIdx.x];
+    for (int warp = 0; warp < WARPS; warp++) sum += sums[warp][threadIdx.x];
     h[(u64)token * ldh + rank] = sum;
     if (saved) saved[(u64)token * lds + rank] = from_f32<elem>(sum);
 }
 
 #define HIDDEN_PARAMETERS \
     const __grid_constant__ Down down, const elem *x, int tokens, int k, float *h, int ldh, elem *saved, int lds, int vec
-KERNEL __launch_bounds__(256) void few_rows_hidden(HIDDEN_PARAMETERS) { hidden<1>(down, x, tokens, k, h, ldh, saved, lds, vec); }
-KERNEL __launch_bounds__(256) void some_rows_hidden(HIDDEN_PARAMETERS) { hidden<4>(down, x, tokens, k, h, ldh, saved, lds, vec); }
+KERNEL __launch_bounds__(512) void few_rows_hidden(HIDDEN_PARAMETERS) { hidden<1, 16>(down, x, tokens, k, h, ldh, saved, lds, vec); }
+KERNEL __launch_bounds__(256) void some_rows_hidden(HIDDEN_PARAMETERS) { hidden<4, 8>(down, x, tokens, k, h, ldh, saved, lds, vec); }
 
 struct LowRank {
     const float *h;  // [tokens, ldh]; none without an update
