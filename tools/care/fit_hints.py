@@ -40,7 +40,7 @@ STRENGTH = 8.0  # inverse of the L2 penalty
 SEEN = 2  # a hint counts from so many messages on
 RARE = 5.0  # a hint in a share of exp(-RARE) of the messages or less is scaled by one, more frequent ones by less
 FEWEST = 10  # fewer hints are weighed as if there were so many, as in the crate
-SMALL = 0.5  # hints whose weights are all below are dropped
+SMALL = 0.7  # hints whose weights are all below are dropped
 
 
 def read(path):

@@ -98,8 +98,8 @@ pub(crate) fn assess(detector: &Detector, turns: &[Turn<'_>]) -> Assessment {
         return Assessment::default();
     };
     let earlier = earlier(detector, &turns[..last]);
+    let mut found = read(detector, turns[last].text, &earlier);
     let carried = earlier.carried;
-    let mut found = read(detector, turns[last].text, !carried.is_empty(), &earlier.hints);
     answer_to_question(detector, turns, last, &mut found);
 
     // What needs context speaks of whatever was the matter.
@@ -151,7 +151,7 @@ fn earlier(detector: &Detector, turns: &[Turn<'_>]) -> Earlier {
     let mut earlier = Earlier::default();
     let users = turns.iter().rev().filter(|turn| turn.role == Role::User);
     for (age, turn) in users.take(detector.context.turns).enumerate() {
-        for (category, evidence) in read(detector, turn.text, false, &BTreeSet::new()) {
+        for (category, evidence) in read(detector, turn.text, &Earlier::default()) {
             let Some(category) = category else { continue };
             let score = evidence.score(|_| true);
             if score >= detector.thresholds[&category] {
@@ -192,25 +192,22 @@ fn answer_to_question(
 }
 
 /// The evidence of one message after others. `None` holds what needs context.
-fn read(
-    detector: &Detector,
-    text: &str,
-    in_context: bool,
-    earlier: &BTreeSet<String>,
-) -> BTreeMap<Option<Category>, Evidence> {
+fn read(detector: &Detector, text: &str, earlier: &Earlier) -> BTreeMap<Option<Category>, Evidence> {
     let tokens = words(detector, text);
     let reader = Reader::new(detector, &tokens);
-    let mut found = independent(matches(detector, &reader, in_context));
-    let hints = detector.hints.names(&tokens);
-    let reading = detector.hints.read_after(earlier, &hints);
-    if detector.hints.doubts(reading.as_ref()) {
-        // What is said outright is doubted only where the talk was about something else, such as a game.
-        let is_framed = detector.hints.is_framed(earlier);
-        found.values_mut().for_each(|evidence| evidence.doubted = is_framed || !evidence.outright);
+    let mut found = independent(matches(detector, &reader, !earlier.carried.is_empty()));
+    let hints = &detector.hints;
+    let reading = hints.read_after(&earlier.hints, &hints.names(&tokens));
+    // After a concern the talk is about that, whatever else was named.
+    let is_framed = earlier.carried.is_empty() && hints.is_framed(&earlier.hints);
+    let doubted = hints.doubts(reading.as_ref(), is_framed);
+    let outright_doubted = hints.doubts_outright(reading.as_ref(), is_framed);
+    for evidence in found.values_mut() {
+        evidence.doubted = if evidence.outright { outright_doubted } else { doubted };
     }
     if let Some(reading) = reading {
         let name = format!("hints ({})", reading.strongest.join(", "));
-        let evidence = detector.hints.evidence(reading.chance);
+        let evidence = hints.evidence(reading.chance, is_framed);
         found.entry(Some(reading.category)).or_default().hints = Some((name, evidence));
     }
     found

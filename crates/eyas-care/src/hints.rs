@@ -21,6 +21,7 @@ pub(crate) struct HintsEntry {
     threshold: f32,
     doubt: f32,
     together: f32,
+    framed: f32,
     frames: Vec<String>,
     subjects: BTreeMap<String, Vec<String>>,
     categories: [Category; Category::ALL.len()],
@@ -39,6 +40,8 @@ pub(crate) struct Hints {
     doubt: f32,
     /// From this chance on a turn is read together with those before it.
     together: f32,
+    /// The threshold after turns about a game, a film, a garden.
+    framed: f32,
     /// The subjects that tell what a talk is about, such as a game, as hints.
     frames: BTreeSet<String>,
     lexicon: Lexicon,
@@ -67,8 +70,10 @@ const NAMED: usize = 4;
 impl HintsEntry {
     /// Compiles the entry; subjects are spelled as messages are.
     pub(crate) fn compile(self, spelling: &Spelling) -> Result<Hints> {
-        if !(self.threshold > 0.0 && self.threshold < 1.0) {
-            return Err(rule_error("hints.threshold", "a chance between 0 and 1 is needed"));
+        for (name, value) in [("threshold", self.threshold), ("framed", self.framed)] {
+            if !(value > 0.0 && value < 1.0) {
+                return Err(rule_error(format!("hints.{name}"), "a chance between 0 and 1 is needed"));
+            }
         }
         for (name, value) in [("doubt", self.doubt), ("together", self.together)] {
             if !(0.0..=1.0).contains(&value) {
@@ -92,6 +97,7 @@ impl HintsEntry {
             threshold: self.threshold,
             doubt: self.doubt,
             together: self.together,
+            framed: self.framed,
             frames: self.frames.iter().map(|frame| format!("@{frame}")).collect(),
             lexicon: Lexicon::new(&self.subjects, spelling)?,
             categories: self.categories,
@@ -169,8 +175,14 @@ impl Hints {
     }
 
     /// Whether the hints make a rule doubtful that does not say it outright.
-    pub(crate) fn doubts(&self, reading: Option<&Reading>) -> bool {
-        reading.is_none_or(|reading| reading.chance < self.doubt)
+    pub(crate) fn doubts(&self, reading: Option<&Reading>, is_framed: bool) -> bool {
+        let least = if is_framed { self.framed } else { self.doubt };
+        reading.is_none_or(|reading| reading.chance < least)
+    }
+
+    /// Whether the hints make even a rule doubtful that says it outright.
+    pub(crate) fn doubts_outright(&self, reading: Option<&Reading>, is_framed: bool) -> bool {
+        is_framed && self.doubts(reading, false)
     }
 
     /// Whether one of the hints tells what the talk is about: a game, a film, code.
@@ -179,11 +191,12 @@ impl Hints {
     }
 
     /// A chance as the weight of evidence: 0.5 at the threshold, so that what is below it needs support.
-    pub(crate) fn evidence(&self, chance: f32) -> f32 {
-        if chance < self.threshold {
-            0.5 * chance / self.threshold
+    pub(crate) fn evidence(&self, chance: f32, is_framed: bool) -> f32 {
+        let threshold = if is_framed { self.framed } else { self.threshold };
+        if chance < threshold {
+            0.5 * chance / threshold
         } else {
-            0.5 + 0.45 * (chance - self.threshold) / (1.0 - self.threshold)
+            0.5 + 0.45 * (chance - threshold) / (1.0 - threshold)
         }
     }
 }
