@@ -18,7 +18,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let texts: Vec<&str> = turns.iter().filter_map(serde_json::Value::as_str).collect();
         let spoken: Vec<Turn<'_>> = texts.iter().map(|text| Turn::user(text)).collect();
         let concern = care.assess(&spoken).concern.map(|concern| concern.category.name());
-        serde_json::to_writer(&mut out, &serde_json::json!({ "hints": care.hints(&texts), "concern": concern }))?;
+        serde_json::to_writer(
+            &mut out,
+            &serde_json::json!({ "hints": care.hints(&texts), "concern": concern }),
+        )?;
         writeln!(out)?;
     }
     Ok(())

@@ -49,13 +49,16 @@ const DOUBTED: f32 = 0.5;
 /// A rule of suicide with this weight says it outright, and no hint makes it doubtful.
 const OUTRIGHT: f32 = 0.9;
 
+/// A rule of suicide with this weight is doubted after talk about a game as elsewhere, no sooner.
+const STRONG: f32 = 0.7;
+
 /// The evidence for one category.
 #[derive(Debug, Default)]
 struct Evidence {
     /// The strongest weight of each rule, after lowering, and whether anything lowered it.
     rules: BTreeMap<String, (f32, bool)>,
-    /// Whether one of the rules says it outright.
-    outright: bool,
+    /// The strongest rule that nothing lowered.
+    strongest: f32,
     /// Whether the hints make the rules doubtful.
     doubted: bool,
     /// What the hints come to. They read the same words as the rules, so the stronger of the two counts, not their sum.
@@ -200,10 +203,12 @@ fn read(detector: &Detector, text: &str, earlier: &Earlier) -> BTreeMap<Option<C
     let reading = hints.read_after(&earlier.hints, &hints.names(&tokens));
     // After a concern the talk is about that, whatever else was named.
     let is_framed = earlier.carried.is_empty() && hints.is_framed(&earlier.hints);
-    let doubted = hints.doubts(reading.as_ref(), is_framed);
-    let outright_doubted = hints.doubts_outright(reading.as_ref(), is_framed);
     for evidence in found.values_mut() {
-        evidence.doubted = if evidence.outright { outright_doubted } else { doubted };
+        evidence.doubted = match evidence.strongest {
+            OUTRIGHT.. => is_framed && hints.doubts(reading.as_ref(), false),
+            STRONG.. => hints.doubts(reading.as_ref(), false),
+            _ => hints.doubts(reading.as_ref(), is_framed),
+        };
     }
     if let Some(reading) = reading {
         let name = format!("hints ({})", reading.strongest.join(", "));
@@ -259,7 +264,9 @@ fn independent(mut matches: Vec<Match<'_>>) -> BTreeMap<Option<Category>, Eviden
         used.extend(words());
         rules.insert((m.category, m.rule));
         let evidence = found.entry(m.category).or_default();
-        evidence.outright |= m.category == Some(Category::Suicide) && m.weight >= OUTRIGHT;
+        if m.category == Some(Category::Suicide) && m.lowered.is_empty() {
+            evidence.strongest = evidence.strongest.max(m.weight);
+        }
         evidence.add(m.rule, m.weight, &m.lowered);
     }
     found

@@ -174,15 +174,10 @@ impl Hints {
         self.read(&earlier.union(last).cloned().collect())
     }
 
-    /// Whether the hints make a rule doubtful that does not say it outright.
+    /// Whether the hints make a rule doubtful.
     pub(crate) fn doubts(&self, reading: Option<&Reading>, is_framed: bool) -> bool {
         let least = if is_framed { self.framed } else { self.doubt };
         reading.is_none_or(|reading| reading.chance < least)
-    }
-
-    /// Whether the hints make even a rule doubtful that says it outright.
-    pub(crate) fn doubts_outright(&self, reading: Option<&Reading>, is_framed: bool) -> bool {
-        is_framed && self.doubts(reading, false)
     }
 
     /// Whether one of the hints tells what the talk is about: a game, a film, code.
