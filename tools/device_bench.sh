@@ -6,7 +6,7 @@
 #     .device/run.sh speed               there: the table of the documentation, one line of JSON each, in speed.jsonl
 #     .device/run.sh generation          there: prompts and answers, in generation.txt with where a step's time goes
 #     .device/run.sh lasts MODEL ROWS    there: time to the first step, equal bits twice and across a kill
-#     .device/run.sh replicas MODEL ROWS there: two replicas on the one card against one; ROWS may be builtin
+#     .device/run.sh replicas MODEL ROWS there: two replicas on the one card against one, or on DEVICES=cuda:0,1; ROWS may be builtin
 #
 # Logs go to ${OUT:-.device}.
 set -eu
@@ -94,10 +94,11 @@ lasts() {
         echo "the same bits twice, and across a kill"
 }
 
-# Two replicas on the one card against one that accumulates over as many micro-batches, in f32 and in the card's own type, with
+# Two replicas, on one card unless DEVICES says other, against one that accumulates over as many micro-batches, in f32 and in the card's own type, with
 # one micro-batch each (the gradient's sums are the same) and with two (they differ in their order); and resumed.
 replicas() {
     local model=$1 rows=$2 kind accumulation output code=0
+    local devices=${DEVICES:-cuda:0,0}
     export EYAS_SHARE_CARD=1
     cd "$(mktemp -d)" || return
     for kind in float32 auto; do
@@ -107,12 +108,12 @@ replicas() {
             "${run[@]}" --device cuda:0 --output one --set gradient_accumulation_steps=$((2 * accumulation)) \
                 >>"$out/replicas.log" 2>&1 || return
             for output in two again; do
-                "${run[@]}" --device cuda:0,0 --output $output --set gradient_accumulation_steps=$accumulation \
+                "${run[@]}" --device $devices --output $output --set gradient_accumulation_steps=$accumulation \
                     >>"$out/replicas.log" 2>&1 || return
             done
             cp -r two resumed
             rm -r resumed/checkpoint-12 resumed/adapter_model.safetensors
-            "${run[@]}" --device cuda:0,0 --output resumed --resume --set gradient_accumulation_steps=$accumulation \
+            "${run[@]}" --device $devices --output resumed --resume --set gradient_accumulation_steps=$accumulation \
                 >>"$out/replicas.log" 2>&1 || return
             python3 - $kind $accumulation <<'PYTHON' || code=1
 import json, sys
