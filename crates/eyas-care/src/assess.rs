@@ -41,7 +41,7 @@ pub struct Concern {
 const MASK: &str = "\u{25a2}";
 
 /// Hints below this do not speak for themselves in the light of earlier turns.
-const FAINT: f32 = 0.2;
+const FAINT: f32 = 0.35;
 
 /// What is left of rules that the hints make doubtful: none alarms alone.
 const DOUBTED: f32 = 0.5;
@@ -144,16 +144,18 @@ pub(crate) fn assess(detector: &Detector, turns: &[Turn<'_>]) -> Assessment {
 /// What earlier turns of the person leave.
 #[derive(Default)]
 struct Earlier {
-    /// Of their concern, by category.
+    /// Of the concern that they raised, by category.
     carried: BTreeMap<Category, f32>,
-    /// Their hints.
+    /// Their hints, but for those of a concern that has had its answer: the conversation goes on after it.
     hints: BTreeSet<String>,
 }
 
 fn earlier(detector: &Detector, turns: &[Turn<'_>]) -> Earlier {
     let mut earlier = Earlier::default();
-    let users = turns.iter().rev().filter(|turn| turn.role == Role::User);
-    for (age, turn) in users.take(detector.context.turns).enumerate() {
+    let answer = turns.iter().rposition(|turn| turn.role == Role::Assistant);
+    let users = turns.iter().enumerate().rev().filter(|(_, turn)| turn.role == Role::User);
+    for (age, (at, turn)) in users.take(detector.context.turns).enumerate() {
+        let mut counted = false;
         for (category, evidence) in read(detector, turn.text, &Earlier::default()) {
             let Some(category) = category else { continue };
             let score = evidence.score(|_| true);
@@ -161,9 +163,12 @@ fn earlier(detector: &Detector, turns: &[Turn<'_>]) -> Earlier {
                 let left = score * detector.context.carry * detector.context.decay.powi(age as i32);
                 let entry = earlier.carried.entry(category).or_default();
                 *entry = entry.max(left);
+                counted = true;
             }
         }
-        earlier.hints.extend(detector.hints.names(&words(detector, turn.text)));
+        if !(counted && answer.is_some_and(|answer| answer > at)) {
+            earlier.hints.extend(detector.hints.names(&words(detector, turn.text)));
+        }
     }
     earlier
 }

@@ -208,3 +208,17 @@ fn tenth_set() {
     let limits = Limits { recall: 0.0, indirect: 0.0, false_alarms: 1.0 };
     check("set_e.jsonl", include_str!("set_e.jsonl"), &limits);
 }
+
+/// Both languages, by somebody else, held out and met once: only a missed direct statement fails.
+#[test]
+fn eleventh_set() {
+    let limits = Limits { recall: 0.0, indirect: 0.0, false_alarms: 1.0 };
+    check("set_f.jsonl", include_str!("set_f.jsonl"), &limits);
+}
+
+/// Both languages, long messages and very short ones, by somebody else. The weights of the hints were learned from it.
+#[test]
+fn twelfth_set() {
+    let limits = Limits { recall: 0.85, indirect: 0.95, false_alarms: 0.05 };
+    check("set_i.jsonl", include_str!("set_i.jsonl"), &limits);
+}
