@@ -19,6 +19,7 @@ test("numbers as they are printed become numbers to call", () => {
     "(02) 2389-2222": "tel:0223892222",
     "*4141": "tel:*4141",
     "800-HOPE (800 4673)": "tel:8004673",
+    "119 ext. 8": "tel:119,8",
   };
   for (const [printed, url] of Object.entries(cases)) assert.equal(telUrl(printed), url);
 });

@@ -85,13 +85,14 @@ export function regionOf(tags) {
 
 /**
  * The address that calls a number, from the way it is printed; null where it is not one number. Of a number in letters,
- * the digits in brackets behind it are taken.
+ * the digits in brackets behind it are taken; an extension is dialled after a pause.
  * @param {string} phone
  */
 export function telUrl(phone) {
-  const printed = /^[\dA-Z\s-]*[A-Z][\dA-Z\s-]*\(([\d\s-]+)\)$/.exec(phone)?.[1] ?? phone;
+  const [number, extension] = phone.split(/ ext\. (?=\d{1,6}$)/);
+  const printed = /^[\dA-Z\s-]*[A-Z][\dA-Z\s-]*\(([\d\s-]+)\)$/.exec(number)?.[1] ?? number;
   const digits = printed.replace(/\(0\)/g, "").replace(/[\s().\-\u2010-\u2013]/g, "");
-  return /^(\+?\d{2,15}|\*\d{2,6})$/.test(digits) ? `tel:${digits}` : null;
+  return /^(\+?\d{2,15}|\*\d{2,6})$/.test(digits) ? `tel:${digits}${extension ? `,${extension}` : ""}` : null;
 }
 
 /**
