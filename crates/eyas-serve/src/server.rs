@@ -56,9 +56,9 @@ pub fn serve(
         created: now.as_secs(),
     });
     let connections = runtime.spawn({
-        let (queue, metrics) = (Arc::clone(&queue), Arc::clone(&metrics));
+        let (queue, metrics, served) = (Arc::clone(&queue), Arc::clone(&metrics), Arc::clone(&app));
         async move {
-            let open = connection::accept(listener, router(app), limits, metrics, stop).await;
+            let open = connection::accept(listener, router(served), limits, metrics, stop).await;
             queue.drain();
             // Open connections end with their answers; those are cut off after a while, and told so.
             let ended = open.shutdown();
@@ -80,6 +80,9 @@ pub fn serve(
     drop(guard);
     let _ = runtime.block_on(connections);
     runtime.shutdown_timeout(Duration::from_secs(1));
+    if let Some(storage) = &app.config.storage {
+        storage.finish();
+    }
     Ok(())
 }
 

@@ -2,8 +2,10 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 
 use eyas_data::Turn;
 use serde_json::{Value, json};
@@ -12,20 +14,27 @@ use sha2::{Digest, Sha256};
 use crate::{Error, Result};
 
 /// A folder for conversations, and the text that people consent to.
+///
+/// A thread of its own writes: answers do not wait for the disk, and lines keep the order of the answers.
 #[derive(Debug)]
 pub struct Storage {
-    folder: PathBuf,
     consent_text: String,
     consent_id: String,
-    /// The day's file.
-    open: Mutex<Option<(String, File)>>,
+    writer: Mutex<Option<Writer>>,
+}
+
+/// The way to the thread that writes.
+#[derive(Debug)]
+struct Writer {
+    lines: Sender<Line>,
+    thread: JoinHandle<()>,
 }
 
 impl Storage {
     /// Stores into `folder`, which is made where it is missing, with the consent text of a file.
     ///
     /// # Errors
-    /// When the folder cannot be made, or the text is not there or empty.
+    /// When the folder cannot be made, the text is not there or empty, or the system gives no thread.
     pub fn new(folder: &Path, consent_file: &Path) -> Result<Self> {
         let failed = |path: &Path, error: &dyn std::fmt::Display| {
             Error::Config(format!("{}: {error}", path.display()))
@@ -41,7 +50,10 @@ impl Storage {
         fs::create_dir_all(folder).map_err(|error| failed(folder, &error))?;
         let digest = Sha256::digest(consent_text.as_bytes());
         let consent_id = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self { folder: folder.to_owned(), consent_text, consent_id, open: Mutex::new(None) })
+        let (lines, given) = channel();
+        let folder = folder.to_owned();
+        let thread = thread::Builder::new().name("storage".into()).spawn(move || write(&folder, given))?;
+        Ok(Self { consent_text, consent_id, writer: Mutex::new(Some(Writer { lines, thread })) })
     }
 
     /// What people read before they consent.
@@ -54,27 +66,57 @@ impl Storage {
         &self.consent_id
     }
 
-    /// Appends a line to the day's file: one write of a whole line, so that a crash leaves no half of one behind.
-    ///
-    /// # Errors
-    /// When the disk does not take it.
-    pub(crate) fn store(&self, exchange: &Exchange) -> std::io::Result<()> {
+    /// Gives an exchange to the writer. What the disk does not take is logged, without what people wrote.
+    pub(crate) fn store(&self, exchange: &Exchange) {
         let now = chrono::Local::now();
-        let mut line = exchange.line(&now.to_rfc3339(), &self.consent_id).to_string();
-        line.push('\n');
-        let name = format!("conversations-{}.jsonl", now.format("%Y-%m-%d"));
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.as_ref().is_none_or(|(known, _)| *known != name) {
-            *open = Some((name.clone(), append_to(&self.folder.join(&name))?));
-        }
-        match open.as_mut() {
-            Some((_, file)) => {
-                file.write_all(line.as_bytes())?;
-                file.sync_data()
-            }
-            None => Ok(()),
+        let line = Line {
+            day: now.format("%Y-%m-%d").to_string(),
+            text: format!("{}\n", exchange.line(&now.to_rfc3339(), &self.consent_id)),
+        };
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if writer.as_ref().is_none_or(|writer| writer.lines.send(line).is_err()) {
+            tracing::error!("a conversation was not stored: the server has stopped");
         }
     }
+
+    /// Waits until everything that was given is on disk; nothing is taken afterwards.
+    pub(crate) fn finish(&self) {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Writer { lines, thread }) = writer {
+            drop(lines);
+            if thread.join().is_err() {
+                tracing::error!("the thread that stores conversations failed");
+            }
+        }
+    }
+}
+
+/// An exchange as it is written, and the day whose file it goes to.
+struct Line {
+    day: String,
+    text: String,
+}
+
+/// Appends lines to their days' files until no more can come.
+fn write(folder: &Path, lines: Receiver<Line>) {
+    let mut open: Option<(String, File)> = None;
+    for line in lines {
+        if let Err(error) = append(folder, &line, &mut open) {
+            tracing::error!("a conversation was not stored: {error}");
+        }
+    }
+}
+
+/// One write of a whole line, so that a crash leaves no half of one behind.
+fn append(folder: &Path, line: &Line, open: &mut Option<(String, File)>) -> std::io::Result<()> {
+    let mut file = match open.take() {
+        Some((day, file)) if day == line.day => file,
+        _ => append_to(&folder.join(format!("conversations-{}.jsonl", line.day)))?,
+    };
+    file.write_all(line.text.as_bytes())?;
+    file.sync_data()?;
+    *open = Some((line.day.clone(), file));
+    Ok(())
 }
 
 /// Opens a file that its owner alone may read.
@@ -132,8 +174,9 @@ mod tests {
                 answers: vec![answer.into()],
                 care: None,
             };
-            storage.store(&exchange).unwrap();
+            storage.store(&exchange);
         }
+        storage.finish();
         let file = fs::read_dir(folder.path().join("stored")).unwrap().next().unwrap().unwrap().path();
         let text = fs::read_to_string(&file).unwrap();
         let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

@@ -89,7 +89,7 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request) -> Res
             app.metrics.care_answers.inc();
             if let Some(kept) = kept {
                 let (answers, care) = (vec![response.text.clone()], Some(json!(response.category)));
-                store(&app, Exchange { answers, care, ..kept });
+                app.store(&Exchange { answers, care, ..kept });
             }
             return Ok(care_answer(&head, &response, &care, n, streams));
         }
@@ -133,16 +133,6 @@ pub(super) async fn blocking<T: Send + 'static>(
         result
     };
     tokio::task::spawn_blocking(work).await.map_err(failed)
-}
-
-/// Writes an exchange to disk, where the operator wants it and the person consented.
-pub(super) fn store(app: &Arc<App>, exchange: Exchange) {
-    let app = Arc::clone(app);
-    tokio::task::spawn_blocking(move || {
-        if let Some(Err(error)) = app.config.storage.as_ref().map(|storage| storage.store(&exchange)) {
-            tracing::error!("a conversation was not stored: {error}");
-        }
-    });
 }
 
 fn last_question(turns: &[Turn]) -> &str {

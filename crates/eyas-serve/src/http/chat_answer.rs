@@ -8,7 +8,6 @@ use eyas_generate::{FinishReason, Tidy, TidyStream};
 use serde_json::{Value, json};
 
 use super::App;
-use super::chat::store;
 use super::run::{Answering, Head, finish_name, usage};
 use crate::answerer::Said;
 use crate::openai::logprobs;
@@ -168,7 +167,7 @@ impl Answering for ChatAnswer {
         }
         if let Some(kept) = self.kept.take() {
             let answers = self.choices.iter().map(|choice| choice.text.clone()).collect();
-            store(&self.app, Exchange { answers, ..kept });
+            self.app.store(&Exchange { answers, ..kept });
         }
     }
 

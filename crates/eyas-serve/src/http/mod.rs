@@ -30,6 +30,7 @@ use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::openai::ApiError;
 use crate::queue::Queue;
+use crate::storage::Exchange;
 
 /// What handlers share.
 #[derive(Debug)]
@@ -160,6 +161,13 @@ impl App {
     /// The safety layer, where it reaches as far as this.
     fn cares(&self, least: CareMode) -> Option<&CareSettings> {
         Some(&self.config.care).filter(|care| care.mode >= least)
+    }
+
+    /// Keeps an exchange, where the operator stores any; the person's consent is asked before.
+    fn store(&self, exchange: &Exchange) {
+        if let Some(storage) = &self.config.storage {
+            storage.store(exchange);
+        }
     }
 
     fn known(&self) -> String {
