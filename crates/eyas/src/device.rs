@@ -227,13 +227,14 @@ impl Choice {
 
     /// The cards to use; `None` for the processor.
     fn cards(&self) -> Result<Option<Vec<usize>>> {
-        let decided = match &self.device {
-            DeviceArg::Auto | DeviceArg::AllCards => self.decided(&eyas_cuda::probe()),
-            _ => self.clone(),
+        let found = match &self.device {
+            DeviceArg::Cpu => return Ok(None),
+            DeviceArg::Cuda(cards) if cards.len() == 1 => return Ok(Some(cards.clone())),
+            _ => eyas_cuda::probe(),
         };
-        let DeviceArg::Cuda(cards) = decided.device else { return Ok(None) };
+        let DeviceArg::Cuda(cards) = self.decided(&found).device else { return Ok(None) };
         if cards.len() > 1 {
-            let found = eyas_cuda::probe().devices.map_err(anyhow::Error::msg)?;
+            let found = found.devices.map_err(anyhow::Error::msg)?;
             let may_share = std::env::var(SHARE_CARD).is_ok_and(|value| value == "1");
             check_together(&cards, &found, may_share)?;
         }

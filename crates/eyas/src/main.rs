@@ -53,7 +53,7 @@ fn run(device: Choice, command: Command) -> Result<ExitCode> {
         Command::Recipe => commands::recipe::run(),
         Command::Estimate(args) => commands::estimate::run(device, args),
         Command::Doctor(args) => commands::doctor::run(device, args),
-        Command::Bench(BenchCommand::Train(args)) => commands::bench::run(device, args),
+        Command::Bench(BenchCommand::Train(args)) => commands::bench_train::run(device, args),
         Command::Bench(BenchCommand::Generate(args)) => commands::bench_generate::run(device, args),
     }
 }

@@ -1,19 +1,13 @@
-//! `eyas bench`: speed and memory with random weights, so that nothing has to be downloaded.
-
-use std::process::ExitCode;
-use std::time::Instant;
+//! What the commands under `eyas bench` share: they measure random weights, so that nothing has to be downloaded.
 
 use anyhow::Result;
 use eyas_backend::{Backend, OpTime};
 use eyas_model::{Decoder, LoadOptions, Model, shapes};
-use eyas_train::bench::{self, Ceilings, Lengths, Measured, Options};
-use eyas_train::plan::display_bytes;
-use eyas_train::{Recipe, TrainingPlan};
-use serde_json::json;
+use eyas_train::Recipe;
+use serde_json::{Value, json};
 
-use crate::cli::BenchTrainArgs;
-use crate::device::{self, Choice, Opened, SharedWork};
-use crate::progress::{LoadBar, count_bar};
+use crate::device::Choice;
+use crate::progress::LoadBar;
 use crate::session;
 
 /// Side of the product that a device's ceiling is measured with: larger where the device has memory of its own, which
@@ -22,145 +16,49 @@ pub fn ceiling<B: Backend>() -> usize {
     if B::OFFLOADS { 8192 } else { 1024 }
 }
 
-pub fn run(device: Choice, args: BenchTrainArgs) -> Result<ExitCode> {
-    let decoder = shapes::published(&args.shape)?;
-    let mut recipe = session::builtin("demo")?;
-    let rank = args.rank.to_string();
-    for (key, value) in [
-        ("r", rank.as_str()),
-        ("per_device_train_batch_size", &args.batch.to_string()),
-        ("gradient_accumulation_steps", &args.accumulation.to_string()),
-        ("max_length", &(4 * args.length).to_string()),
-        ("learning_rate", "2e-4"),
-    ] {
-        recipe.set(&format!("{key}={value}"))?;
+/// What is measured: a model's shape, and how it is held and run.
+#[derive(Debug)]
+pub struct Subject {
+    pub decoder: Decoder,
+    pub recipe: Recipe,
+}
+
+impl Subject {
+    /// A published shape under the demo's recipe with some keys changed, then those that the user sets.
+    ///
+    /// # Errors
+    /// When the shape is not known or a key does not take its value.
+    pub fn new(shape: &str, keys: &[String], set: &[String], device: &Choice) -> Result<Self> {
+        let decoder = shapes::published(shape)?;
+        let mut recipe = session::builtin("demo")?;
+        session::change(&mut recipe, keys)?;
+        session::change(&mut recipe, set)?;
+        device.limit(&mut recipe);
+        recipe.validate()?;
+        Ok(Self { decoder, recipe })
     }
-    session::change(&mut recipe, &args.set)?;
-    device.limit(&mut recipe);
-    recipe.validate()?;
-    device.run_on_all(&recipe, Train { args: &args, decoder: &decoder, recipe: &recipe })
-}
 
-struct Train<'a> {
-    args: &'a BenchTrainArgs,
-    decoder: &'a Decoder,
-    recipe: &'a Recipe,
-}
-
-impl SharedWork for Train<'_> {
-    type Output = ExitCode;
-
-    fn run<B: Backend>(self, devices: &[Opened<B>]) -> Result<ExitCode> {
-        let Self { args, decoder, recipe } = self;
-        let lengths =
-            if args.lognormal { Lengths::LogNormal(args.length) } else { Lengths::Fixed(args.length) };
-        let first = &devices[0].backend;
-        let ceilings = bench::ceilings(first, ceiling::<B>())?;
-        let begun = Instant::now();
-        let bar = LoadBar::new("making weights");
+    /// The model on a device, with random weights and room for sequences of so many positions.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn model<B: Backend>(&self, backend: &B, positions: usize) -> Result<Model<B>> {
         let options = LoadOptions {
-            quantize: recipe.quantization.config(),
-            positions: if args.lognormal { 4 * args.length } else { args.length },
-            embedding_on_host: recipe.is_tight(),
+            quantize: self.recipe.quantization.config(),
+            positions,
+            embedding_on_host: self.recipe.is_tight(),
         };
-        let make = |device: &Opened<B>| {
-            Model::random(&device.backend, decoder, options, 1, &mut |done, total| bar.set(done, total))
-        };
-        let models = devices.iter().map(make).collect::<Result<Vec<_>, _>>()?;
+        let bar = LoadBar::new("making weights");
+        let model =
+            Model::random(backend, &self.decoder, options, 1, &mut |done, total| bar.set(done, total))?;
         bar.finish();
-        let loading = begun.elapsed().as_secs_f64();
-        let replicas = device::replicas(devices, &models);
-        let bar = count_bar("steps", args.steps as u64 + 2);
-        let stop = crate::interrupt::stop_flag()?;
-        let options = Options { lengths, steps: args.steps, seed: 1 };
-        let measured = bench::train(&replicas, recipe, options, &stop, |done| bar.set_position(done as u64))?;
-        bar.finish_and_clear();
-        if measured.seconds.is_empty() {
-            return Ok(ExitCode::from(130));
-        }
-        let name = match devices.len() {
-            1 => first.name(),
-            count => format!("{count} x {}", first.name()),
-        };
-        if args.json {
-            println!("{}", as_json(args, &name, &measured, &ceilings));
-        } else {
-            print(args, &name, &measured, &ceilings, loading);
-        }
-        Ok(ExitCode::SUCCESS)
+        Ok(model)
     }
 }
 
-/// Of the limit that the first device's ceiling sets for all devices.
-fn share(measured: &Measured, ceilings: &Ceilings) -> f64 {
-    measured.tokens_per_second() * measured.flops_per_token / (ceilings.product * measured.plans.len() as f64)
-}
-
-fn as_json(
-    args: &BenchTrainArgs,
-    device: &str,
-    measured: &Measured,
-    ceilings: &Ceilings,
-) -> serde_json::Value {
-    json!({
-        "device": device,
-        "devices": measured.plans.len(),
-        "shape": args.shape,
-        "batch": args.batch,
-        "accumulation": args.accumulation,
-        "length": args.length,
-        "lognormal": args.lognormal,
-        "tokens_per_second": measured.tokens_per_second(),
-        "seconds_per_step": measured.median(),
-        "seconds_in_all": measured.seconds.iter().sum::<f64>(),
-        "steps": measured.seconds.len(),
-        "first_step_seconds": measured.first_step,
-        "share_of_limit": share(measured, ceilings),
-        "product_flops": ceilings.product,
-        "predicted_bytes": measured.plans.first().map(TrainingPlan::total),
-        "peak_bytes": measured.peaks.first(),
-        "kept_blocks": measured.plans.first().map(TrainingPlan::kept_blocks),
-        "losses": measured.losses,
-        "operations": measured.operations.iter().map(|op| json!([op.op, op.calls, op.milliseconds])).collect::<Vec<_>>(),
-    })
-}
-
-fn print(args: &BenchTrainArgs, device: &str, measured: &Measured, ceilings: &Ceilings, loading: f64) {
-    let of = if args.lognormal { "about " } else { "" };
-    let each = if measured.plans.len() > 1 { " on each" } else { "" };
-    println!(
-        "{} on {device}: {} x {} rows of {of}{} tokens{each}",
-        args.shape, args.accumulation, args.batch, args.length
-    );
-    for plan in &measured.plans {
-        println!("{plan}");
-    }
-    let tokens = measured.tokens.iter().sum::<usize>() / measured.tokens.len();
-    println!(
-        "\n{:.0} tokens/s: {:.1} ms a step of {tokens} tokens (median of {})",
-        measured.tokens_per_second(),
-        1e3 * measured.median(),
-        measured.seconds.len()
-    );
-    println!(
-        "{:.0} % of the limit: the frozen products alone at {:.1} TFLOP/s, as measured here",
-        100.0 * share(measured, ceilings),
-        ceilings.product / 1e12
-    );
-    for (&peak, plan) in measured.peaks.iter().zip(&measured.plans) {
-        let predicted = plan.total();
-        println!(
-            "memory: {} at the peak, {} predicted ({:+.1} %)",
-            display_bytes(peak),
-            display_bytes(predicted),
-            100.0 * (predicted as f64 / peak as f64 - 1.0)
-        );
-    }
-    println!(
-        "weights made in {loading:.1} s; first step {:.1} s, allocation and tuning included",
-        measured.first_step
-    );
-    print_operations(&measured.operations);
+/// Where a step's time went, for a program to read: name, calls and milliseconds of each operation.
+pub fn operations_as_json(operations: &[OpTime]) -> Value {
+    operations.iter().map(|op| json!([op.op, op.calls, op.milliseconds])).collect()
 }
 
 /// Where a step's time went, as [`Backend::measured`] tells; nothing where it cannot.

@@ -1,4 +1,4 @@
-//! `eyas bench generate`: how fast prompts are read and answered, with random weights.
+//! `eyas bench generate`: how fast prompts are read and answered.
 
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
@@ -7,16 +7,15 @@ use anyhow::{Result, ensure};
 use eyas_backend::Backend;
 use eyas_generate::SamplingParams;
 use eyas_generate::bench::{self, Measured, Options};
-use eyas_model::{Decoder, LoadOptions, LoraLayout, Model, shapes};
-use eyas_train::Recipe;
+use eyas_model::LoraLayout;
 use eyas_train::bench::{Ceilings, ceilings};
 use eyas_train::plan::display_bytes;
 use serde_json::json;
 
 use crate::cli::BenchGenerateArgs;
-use crate::commands::bench::{ceiling, print_operations};
+use crate::commands::bench::{Subject, ceiling, operations_as_json, print_operations};
 use crate::device::{Choice, Work};
-use crate::progress::{LoadBar, count_bar};
+use crate::progress::count_bar;
 use crate::session;
 
 pub fn run(device: Choice, args: BenchGenerateArgs) -> Result<ExitCode> {
@@ -26,40 +25,29 @@ pub fn run(device: Choice, args: BenchGenerateArgs) -> Result<ExitCode> {
     for &sequences in &args.sequences {
         ensure!((1..1 << 16).contains(&sequences), "--sequences {sequences}: 1 to 65535 can run at once");
     }
-    let decoder = shapes::published(&args.shape)?;
-    let mut recipe = session::builtin("demo")?;
-    recipe.set(&format!("r={}", args.rank))?;
-    session::change(&mut recipe, &args.set)?;
-    device.limit(&mut recipe);
-    recipe.validate()?;
-    device.run(&recipe, Generate { args: &args, decoder: &decoder, recipe: &recipe })
+    let subject = Subject::new(&args.shape, &[format!("r={}", args.rank)], &args.set, &device)?;
+    device.run(&subject.recipe, Generate { args: &args, subject: &subject })
 }
 
 struct Generate<'a> {
     args: &'a BenchGenerateArgs,
-    decoder: &'a Decoder,
-    recipe: &'a Recipe,
+    subject: &'a Subject,
 }
 
 impl Work for Generate<'_> {
     type Output = ExitCode;
 
     fn run<B: Backend>(self, backend: &B) -> Result<ExitCode> {
-        let Self { args, decoder, recipe } = self;
+        let Self { args, subject } = self;
         let most = args.sequences.iter().max().copied().unwrap_or(1);
         let chunk = args.prefill_chunk.unwrap_or(B::PROMPT_TOKENS);
         let ceilings = ceilings(backend, ceiling::<B>())?;
-        let bar = LoadBar::new("making weights");
-        let options = LoadOptions {
-            quantize: recipe.quantization.config(),
-            // Those that answer while other prompts are being read need room for it.
-            positions: 2 * (args.prompt + args.tokens) + most * args.prompt / chunk.max(1) + 2 * most,
-            embedding_on_host: recipe.is_tight(),
-        };
-        let model = Model::random(backend, decoder, options, 1, &mut |done, total| bar.set(done, total))?;
-        bar.finish();
-        let layout = LoraLayout::new(decoder, recipe.lora.config())?;
-        let params = if args.greedy { SamplingParams::greedy() } else { session::sampling(recipe, 1) };
+        // Those that answer while other prompts are being read need room for it.
+        let positions = 2 * (args.prompt + args.tokens) + most * args.prompt / chunk.max(1) + 2 * most;
+        let model = subject.model(backend, positions)?;
+        let layout = LoraLayout::new(&subject.decoder, subject.recipe.lora.config())?;
+        let params =
+            if args.greedy { SamplingParams::greedy() } else { session::sampling(&subject.recipe, 1) };
         let stop = crate::interrupt::stop_flag()?;
         if !args.json {
             println!("{} on {}: prompts of {} tokens", args.shape, backend.name(), args.prompt);
@@ -123,7 +111,7 @@ fn as_json(
         "memory_rate": ceilings.memory,
         "planned_bytes": measured.planned,
         "peak_bytes": measured.peak,
-        "operations": measured.operations.iter().map(|op| json!([op.op, op.calls, op.milliseconds])).collect::<Vec<_>>(),
+        "operations": operations_as_json(&measured.operations),
     })
 }
 

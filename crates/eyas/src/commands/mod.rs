@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod bench_generate;
+pub mod bench_train;
 pub mod chat;
 pub mod compare;
 pub mod demo;
