@@ -148,17 +148,17 @@ macro_rules! with_kernel {
             #[cfg(target_arch = "x86_64")]
             (MatmulKernel::AmxBf16, _) => $function::<super::amx::AmxBf16>($($arg),*),
             #[cfg(target_arch = "x86_64")]
-            (MatmulKernel::Bf16, _) => $function::<super::avx512::Avx512Bf16>($($arg),*),
+            (MatmulKernel::Bf16, _) => $function::<super::tile::Avx512Bf16>($($arg),*),
             #[cfg(target_arch = "x86_64")]
             (MatmulKernel::I16, _) if Isa::Avx512Vnni.is_usable() => {
-                $function::<super::avx512::Avx512I16>($($arg),*)
+                $function::<super::tile::Avx512I16>($($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
-            (MatmulKernel::I16, _) => $function::<super::avx2::Avx2I16>($($arg),*),
+            (MatmulKernel::I16, _) => $function::<super::tile::Avx2I16>($($arg),*),
             #[cfg(target_arch = "x86_64")]
-            (MatmulKernel::F32, Level::Avx512) => $function::<super::avx512::Avx512F32>($($arg),*),
+            (MatmulKernel::F32, Level::Avx512) => $function::<super::tile::Avx512F32>($($arg),*),
             #[cfg(target_arch = "x86_64")]
-            (MatmulKernel::F32, Level::Avx2) => $function::<super::avx2::Avx2F32>($($arg),*),
+            (MatmulKernel::F32, Level::Avx2) => $function::<super::tile::Avx2F32>($($arg),*),
             _ => $function::<PortableF32>($($arg),*),
         }
     };

@@ -251,11 +251,11 @@ macro_rules! with_f32 {
     ($function:ident($($arg:expr),*)) => {{
         #[cfg(target_arch = "x86_64")]
         if Level::Avx2 <= Level::detect() {
-            $function::<crate::cpu::avx2::Avx2F32>($($arg),*);
+            $function::<crate::cpu::tile::Avx2F32>($($arg),*);
         }
         #[cfg(target_arch = "x86_64")]
         if Level::Avx512 <= Level::detect() {
-            $function::<crate::cpu::avx512::Avx512F32>($($arg),*);
+            $function::<crate::cpu::tile::Avx512F32>($($arg),*);
         }
         $function::<PortableF32>($($arg),*);
     }};
@@ -345,12 +345,12 @@ fn kernels_match_their_emulations() {
             _ if !kernel.is_supported() => eprintln!("skipped: this processor has not the {kernel} kernel"),
             MatmulKernel::AmxBf16 => check_emulated::<AmxBf16, EmulatedAmx>(),
             MatmulKernel::I16 => {
-                check_emulated::<crate::cpu::avx2::Avx2I16, PortableI16<16>>();
+                check_emulated::<crate::cpu::tile::Avx2I16, PortableI16<16>>();
                 if Isa::Avx512Vnni.is_usable() {
-                    check_emulated::<crate::cpu::avx512::Avx512I16, PortableI16<32>>();
+                    check_emulated::<crate::cpu::tile::Avx512I16, PortableI16<32>>();
                 }
             }
-            _ => check_emulated::<crate::cpu::avx512::Avx512Bf16, PortableBf16>(),
+            _ => check_emulated::<crate::cpu::tile::Avx512Bf16, PortableBf16>(),
         }
     }
 }
@@ -468,7 +468,7 @@ fn results_do_not_depend_on_threads_or_scratch() {
                 with_f32!(collect(&setup, &mut results));
                 #[cfg(target_arch = "x86_64")]
                 if MatmulKernel::I16.is_supported() {
-                    collect::<crate::cpu::avx2::Avx2I16>(&setup, &mut results);
+                    collect::<crate::cpu::tile::Avx2I16>(&setup, &mut results);
                 }
                 results
             })
