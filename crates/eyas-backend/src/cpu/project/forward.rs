@@ -28,6 +28,10 @@ impl Forward<'_> {
     /// Few tokens: every weight is read once and met by all of them.
     /// In `f32` if `exact`.
     pub(super) fn few(&self, hidden: &mut [f32], y: &mut [f32], exact: bool) {
+        let multiply = |x: &[f32], jobs: &[matvec::Job<'_>], out: Output<'_>, add| {
+            let &Self { scratch, tokens, in_features: depth, .. } = self;
+            matvec::Multiply { scratch, tokens, depth, x, jobs, out, add, exact }.run();
+        };
         if self.rank > 0 {
             let mut dropped;
             let x = match self.mask {
@@ -57,8 +61,8 @@ impl Forward<'_> {
                     update: None,
                 })
                 .collect();
-            let hidden = Output::new(hidden, self.rank);
-            matvec::multiply(self.scratch, self.tokens, self.in_features, x, &jobs, hidden, false, exact);
+            let out = Output::new(hidden, self.rank);
+            multiply(x, &jobs, out, false);
         }
         let jobs: Vec<_> = self
             .parts
@@ -78,8 +82,7 @@ impl Forward<'_> {
                 }),
             })
             .collect();
-        let y = Output::new(y, self.out_features);
-        matvec::multiply(self.scratch, self.tokens, self.in_features, self.x, &jobs, y, self.add, exact);
+        multiply(self.x, &jobs, Output::new(y, self.out_features), self.add);
     }
 
     pub(super) fn many<K: Kernel>(&self, hidden: &mut [f32], y: &mut [f32]) {
