@@ -406,32 +406,24 @@ fn gradients_match_finite_differences() {
         .unwrap();
         y.data[..10 * 21].iter().zip(&setup.dy.data).map(|(&y, &dy)| f64::from(y) * f64::from(dy)).sum()
     };
-    let step = 0.5f32;
-    for i in (0..10 * 40).step_by(7) {
-        let old = setup.x.data[i];
-        setup.x.data[i] = old + step;
-        let up = loss(&setup);
-        setup.x.data[i] = old - step;
-        let down = loss(&setup);
-        setup.x.data[i] = old;
-        let slope = (up - down) / f64::from(2.0 * step);
-        assert!(
-            (slope - f64::from(dx.data[i])).abs() < 1e-4 * (1.0 + slope.abs()),
-            "x[{i}]: {slope} {}",
-            dx.data[i]
-        );
-    }
-    for i in (0..setup.params.data.len()).step_by(3) {
-        let old = setup.params.data[i];
-        setup.params.data[i] = old + step;
-        let up = loss(&setup);
-        setup.params.data[i] = old - step;
-        let down = loss(&setup);
-        setup.params.data[i] = old;
-        let slope = (up - down) / f64::from(2.0 * step);
-        let got = f64::from(grads.data[i]);
-        assert!((slope - got).abs() < 1e-4 * (1.0 + slope.abs()), "params[{i}]: {slope} {got}");
-    }
+    let mut check = |name: &str, values: fn(&mut Setup) -> &mut [f32], gradient: &[f32], every: usize| {
+        const STEP: f32 = 0.5;
+        for (i, &got) in gradient.iter().enumerate().step_by(every) {
+            let old = values(&mut setup)[i];
+            let [up, down] = [old + STEP, old - STEP].map(|value| {
+                values(&mut setup)[i] = value;
+                loss(&setup)
+            });
+            values(&mut setup)[i] = old;
+            let slope = (up - down) / f64::from(2.0 * STEP);
+            assert!(
+                (slope - f64::from(got)).abs() < 1e-4 * (1.0 + slope.abs()),
+                "{name}[{i}]: {slope} {got}"
+            );
+        }
+    };
+    check("x", |setup| &mut setup.x.data, &dx.data[..10 * 40], 7);
+    check("params", |setup| &mut setup.params.data, &grads.data, 3);
 }
 
 #[test]
