@@ -98,23 +98,11 @@ trait Dot {
 /// An element of a dense row.
 trait Dense: Copy {
     fn to_f32(self) -> f32;
-
-    /// Elements in `f32`, in `buffer` where they have another type.
-    fn widen<'a>(elements: &'a [Self], buffer: &'a mut [f32]) -> &'a [f32] {
-        for (value, element) in buffer.iter_mut().zip(elements) {
-            *value = element.to_f32();
-        }
-        &buffer[..elements.len()]
-    }
 }
 
 impl Dense for f32 {
     fn to_f32(self) -> f32 {
         self
-    }
-
-    fn widen<'a>(elements: &'a [f32], _buffer: &'a mut [f32]) -> &'a [f32] {
-        elements
     }
 }
 
@@ -270,6 +258,7 @@ fn reorder(x: &[f32], depth: usize, order: &[usize], stride: usize, out: &mut [f
 }
 
 /// Checks that `x` has `rows` rows of `depth` elements.
+#[cfg(target_arch = "x86_64")]
 fn check(x: Few<'_>, rows: usize, depth: usize) {
     assert!((rows - 1) * x.stride + depth <= x.values.len(), "too few elements in x");
 }

@@ -282,3 +282,100 @@ unsafe fn store<V: Floats, const ROWS: usize>(sums: &Tile<V, ROWS>, c: *mut f32,
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::panel::{Source, pack, packed_len, padded_depth, panels_len, staging_len};
+    use crate::cpu::product::{Operand, Output, multiply_panels};
+    use crate::cpu::simd::Isa;
+
+    /// Small integers, whose products and sums are exact but for those of quantised groups.
+    fn values(n: usize, seed: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 37 + i / 17 * 5 + seed * 101) % 17) as f32 - 8.0).collect()
+    }
+
+    /// Any number of rows, terms of any depth and a tile cut short give the product, set or added.
+    fn check<K: Kernel>(isa: Isa, tolerance: f32) {
+        if !isa.is_usable() {
+            return eprintln!("skipped: this processor lacks {isa:?}");
+        }
+        let shapes: [(usize, &[usize]); 4] =
+            [(K::NR, &[1]), (K::NR, &[70, 200]), (3, &[8]), (K::NR + 5, &[131, 4, 64])];
+        for rows in 1..=K::MR + 1 {
+            for (cols, depths) in shapes {
+                let lefts: Vec<_> = depths.iter().map(|depth| values(rows * depth, *depth)).collect();
+                let rights: Vec<_> = depths.iter().map(|depth| values(depth * cols, 7 + depth)).collect();
+                let packed: Vec<_> = depths
+                    .iter()
+                    .zip(lefts.iter().zip(&rights))
+                    .map(|(&depth, (left, right))| {
+                        let stride = packed_len::<K>(depth);
+                        let mut lefts: Vec<K::Element> = vec![bytemuck::Zeroable::zeroed(); rows * stride];
+                        for (left, out) in left.chunks_exact(depth).zip(lefts.chunks_exact_mut(stride)) {
+                            K::Element::pack_row(left, out);
+                        }
+                        let source = Source::Matrix { values: right, stride: cols, scale: 1.0 };
+                        let mut staging = vec![0.0; staging_len::<K>(depth, cols)];
+                        let mut panels: Vec<K::Element> =
+                            vec![bytemuck::Zeroable::zeroed(); panels_len::<K>(depth, cols)];
+                        pack::<K>(&source, 0..depth, 0..cols, &mut staging, &mut panels);
+                        (lefts, stride, panels, padded_depth::<K>(depth))
+                    })
+                    .collect();
+                let operands: Vec<_> = packed
+                    .iter()
+                    .map(|(left, stride, panels, depth)| Operand {
+                        left,
+                        stride: *stride,
+                        panels,
+                        depth: *depth,
+                    })
+                    .collect();
+                for add in [false, true] {
+                    let stride = cols + 3;
+                    let mut out = values((rows + 1) * stride, 3);
+                    let mut expected = out.clone();
+                    for (i, expected) in expected[..rows * stride].iter_mut().enumerate() {
+                        let (row, col) = (i / stride, i % stride);
+                        if col >= cols {
+                            continue;
+                        }
+                        *expected = if add { *expected } else { 0.0 };
+                        for (left, right) in lefts.iter().zip(&rights) {
+                            let left = left.chunks_exact(left.len() / rows).nth(row).unwrap();
+                            let column = right[col..].iter().step_by(cols);
+                            *expected += left.iter().zip(column).map(|(a, b)| a * b).sum::<f32>();
+                        }
+                    }
+                    // SAFETY: the processor has the instructions; the output is this test's own.
+                    unsafe {
+                        multiply_panels::<K>(&operands, rows, cols, Output::new(&mut out, stride), add)
+                    };
+                    for (got, expected) in out.iter().zip(&expected) {
+                        assert!(
+                            (got - expected).abs() <= tolerance,
+                            "{rows} x {cols}: {got}, not {expected}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// Magnitudes up to 8 in steps of 8/4095, in some hundred products: a missing one would be far off.
+    const ROUNDING: f32 = 0.5;
+
+    #[test]
+    fn avx2_tiles_of_any_shape_give_the_product() {
+        check::<Avx2F32>(Isa::Avx2, 0.0);
+        check::<Avx2I16>(Isa::Avx2, ROUNDING);
+    }
+
+    #[test]
+    fn avx512_tiles_of_any_shape_give_the_product() {
+        check::<Avx512F32>(Isa::Avx512, 0.0);
+        check::<Avx512I16>(Isa::Avx512Vnni, ROUNDING);
+        check::<Avx512Bf16>(Isa::Avx512Bf16, 0.0);
+    }
+}

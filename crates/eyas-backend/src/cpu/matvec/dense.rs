@@ -12,6 +12,15 @@ pub(super) trait Step<V, const N: usize>: Dense {
     /// # Safety
     /// The processor has the instructions of `V`; the elements of a step exist.
     unsafe fn load(from: *const Self) -> [V; N];
+
+    /// Elements in `f32`, in `buffer` where they have another type.
+    #[inline(always)]
+    fn widen<'a>(elements: &'a [Self], buffer: &'a mut [f32]) -> &'a [f32] {
+        for (value, element) in buffer.iter_mut().zip(elements) {
+            *value = element.to_f32();
+        }
+        &buffer[..elements.len()]
+    }
 }
 
 impl<V: Floats, const N: usize> Step<V, N> for f32 {
@@ -25,6 +34,11 @@ impl<V: Floats, const N: usize> Step<V, N> for f32 {
             }
             weights
         }
+    }
+
+    #[inline(always)]
+    fn widen<'a>(elements: &'a [f32], _buffer: &'a mut [f32]) -> &'a [f32] {
+        elements
     }
 }
 
