@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::dense::{End, Step, dots, pair_order, total};
+use super::dense::{End, Step, dense, dots, pair_order, total};
 use super::{AHEAD, Dot, Few, FourBitRows, check};
 use crate::cpu::decode::STEP;
 use crate::cpu::vector::Floats;
@@ -38,20 +38,7 @@ impl Dot for Avx2 {
     }
 }
 
-fn dense<E: Step<__m256, N>, const N: usize, const T: usize>(rows: &[E], x: Few<'_>, sums: &mut [[f32; T]]) {
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn compiled<E: Step<__m256, N>, const N: usize, const T: usize>(
-        rows: &[E],
-        x: Few<'_>,
-        sums: &mut [[f32; T]],
-    ) {
-        // SAFETY: the caller promises the rows of `x`.
-        unsafe { dots::<__m256, E, N, T>(rows, x, sums) }
-    }
-    check(x, T, rows.len() / sums.len().max(1));
-    // SAFETY: [`Avx2`] is used only where the processor has the instructions; `x` is checked above.
-    unsafe { compiled::<E, N, T>(rows, x, sums) }
-}
+dense!(__m256, "avx2,fma,f16c");
 
 impl End for __m256 {
     #[inline(always)]

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::dense::{End, Step, dots, pair_order, total};
+use super::dense::{End, Step, dense, dots, pair_order, total};
 use super::{AHEAD, Dot, Few, FourBitRows, check};
 use crate::cpu::decode::STEP;
 use crate::cpu::vector::Floats;
@@ -58,20 +58,7 @@ impl Dot for Avx512 {
     }
 }
 
-fn dense<E: Step<__m512, N>, const N: usize, const T: usize>(rows: &[E], x: Few<'_>, sums: &mut [[f32; T]]) {
-    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
-    unsafe fn compiled<E: Step<__m512, N>, const N: usize, const T: usize>(
-        rows: &[E],
-        x: Few<'_>,
-        sums: &mut [[f32; T]],
-    ) {
-        // SAFETY: the caller promises the rows of `x`.
-        unsafe { dots::<__m512, E, N, T>(rows, x, sums) }
-    }
-    check(x, T, rows.len() / sums.len().max(1));
-    // SAFETY: [`Avx512`] is used only where the processor has the instructions; `x` is checked above.
-    unsafe { compiled::<E, N, T>(rows, x, sums) }
-}
+dense!(__m512, "avx512f,avx512vl,avx512bw,avx512dq");
 
 impl End for __m512 {
     #[inline(always)]

@@ -121,6 +121,31 @@ pub(super) unsafe fn dots<V: End, E: Step<V, N>, const N: usize, const T: usize>
     }
 }
 
+/// Defines `dense`: [`dots`] with vectors of one width, compiled for the instructions named.
+macro_rules! dense {
+    ($vector:ty, $instructions:literal) => {
+        fn dense<E: Step<$vector, N>, const N: usize, const T: usize>(
+            rows: &[E],
+            x: Few<'_>,
+            sums: &mut [[f32; T]],
+        ) {
+            #[target_feature(enable = $instructions)]
+            unsafe fn compiled<E: Step<$vector, N>, const N: usize, const T: usize>(
+                rows: &[E],
+                x: Few<'_>,
+                sums: &mut [[f32; T]],
+            ) {
+                // SAFETY: the caller promises the rows of `x`.
+                unsafe { dots::<$vector, E, N, T>(rows, x, sums) }
+            }
+            check(x, T, rows.len() / sums.len().max(1));
+            // SAFETY: this width is used only where the processor has the instructions; `x` is checked above.
+            unsafe { compiled::<E, N, T>(rows, x, sums) }
+        }
+    };
+}
+pub(super) use dense;
+
 /// The sums of a step's vectors.
 ///
 /// # Safety
