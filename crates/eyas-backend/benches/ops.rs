@@ -235,14 +235,18 @@ fn multiply_adds(model: &Model, sequences: usize, length: usize, products: usize
     ItemsCount::new(pairs * model.layout.heads * model.layout.head_dim * products)
 }
 
+/// What attention reads and writes: a batch, `qkv`, the output and its logarithms.
+fn attention_operands(backend: &CpuBackend, model: &Model) -> (Batch, [Tensor; 3]) {
+    let QkvLayout { heads, head_dim, .. } = model.layout;
+    let columns = [model.layout.width(), heads * head_dim, heads];
+    (batch(backend, &[256; SEQUENCES], 10), columns.map(|columns| tensor(backend, TOKENS, columns)))
+}
+
 #[divan::bench(args = MODELS)]
 fn attention(bencher: Bencher<'_, '_>, model: Model) {
     let backend = backend();
     let spec = attention_spec(&model);
-    let batch = batch(&backend, &[256; SEQUENCES], 10);
-    let qkv = tensor(&backend, TOKENS, model.layout.width());
-    let mut out = tensor(&backend, TOKENS, model.layout.heads * model.layout.head_dim);
-    let mut lse = tensor(&backend, TOKENS, model.layout.heads);
+    let (batch, [qkv, mut out, mut lse]) = attention_operands(&backend, &model);
     bencher
         .counter(multiply_adds(&model, SEQUENCES, 256, 2))
         .bench_local(|| backend.attention(&batch, &spec, &qkv, &mut out, &mut lse));
@@ -252,13 +256,10 @@ fn attention(bencher: Bencher<'_, '_>, model: Model) {
 fn attention_backward(bencher: Bencher<'_, '_>, model: Model) {
     let backend = backend();
     let spec = attention_spec(&model);
-    let batch = batch(&backend, &[256; SEQUENCES], 10);
-    let qkv = tensor(&backend, TOKENS, model.layout.width());
-    let mut out = tensor(&backend, TOKENS, model.layout.heads * model.layout.head_dim);
-    let mut lse = tensor(&backend, TOKENS, model.layout.heads);
+    let (batch, [qkv, mut out, mut lse]) = attention_operands(&backend, &model);
     backend.attention(&batch, &spec, &qkv, &mut out, &mut lse).unwrap();
-    let dout = tensor(&backend, TOKENS, model.layout.heads * model.layout.head_dim);
-    let mut dqkv = tensor(&backend, TOKENS, model.layout.width());
+    let dout = tensor(&backend, TOKENS, out.shape().1);
+    let mut dqkv = tensor(&backend, TOKENS, qkv.shape().1);
     bencher
         .counter(multiply_adds(&model, SEQUENCES, 256, 5))
         .bench_local(|| backend.attention_backward(&batch, &spec, &qkv, &out, &lse, &dout, &mut dqkv));

@@ -109,6 +109,20 @@ fn cross_entropy() {
     assert_close(gradient.data(), &floats(&case["dlogits"]), 1e-6, "gradient");
 }
 
+/// The optimizer of a case, before its step `i`.
+fn adamw_spec(case: &Value, i: usize) -> AdamW {
+    AdamW {
+        lr: 2e-4,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: case["weight_decay"].as_f64().unwrap() as f32,
+        step: i as u32 + 1,
+        max_grad_norm: case["max_grad_norm"].as_f64().map(|x| x as f32),
+        loss_scale: 1.0,
+    }
+}
+
 /// Twenty steps, so that a difference in a constant would add up.
 #[test]
 fn adamw() {
@@ -123,17 +137,7 @@ fn adamw() {
             if step["norm"] != 0.0 {
                 assert_close(norm.data(), &[step["norm"].as_f64().unwrap() as f32], 2e-7, "norm");
             }
-            let spec = AdamW {
-                lr: 2e-4,
-                beta1: 0.9,
-                beta2: 0.999,
-                eps: 1e-8,
-                weight_decay: case["weight_decay"].as_f64().unwrap() as f32,
-                step: i as u32 + 1,
-                max_grad_norm: case["max_grad_norm"].as_f64().map(|x| x as f32),
-                loss_scale: 1.0,
-            };
-            backend().adamw(spec, &grads, &norm, &mut params, &mut moments).unwrap();
+            backend().adamw(adamw_spec(case, i), &grads, &norm, &mut params, &mut moments).unwrap();
             let [first, second] = moments.values();
             assert_close(params.data(), &floats(&step["params"]), 1e-7, "params");
             assert_close(&first, &floats(&step["first_moment"]), 3e-7, "first moment");
@@ -156,18 +160,8 @@ fn adamw_with_moments_of_8_bits() {
         let storage = MomentStorage { format: MomentFormat::Blockwise8, paged: false };
         let mut moments = backend().new_moments(n, storage).unwrap();
         for (i, step) in case["steps"].as_array().unwrap().iter().enumerate() {
-            let spec = AdamW {
-                lr: 2e-4,
-                beta1: 0.9,
-                beta2: 0.999,
-                eps: 1e-8,
-                weight_decay: case["weight_decay"].as_f64().unwrap() as f32,
-                step: i as u32 + 1,
-                max_grad_norm: None,
-                loss_scale: 1.0,
-            };
             let grads = tensor(1, n, &floats(&step["gradient"]));
-            backend().adamw(spec, &grads, &zeros(1, 1), &mut params, &mut moments).unwrap();
+            backend().adamw(adamw_spec(case, i), &grads, &zeros(1, 1), &mut params, &mut moments).unwrap();
             assert_close(params.data(), &floats(&step["params"]), 2e-6, "params");
             let HostMoments::Blockwise8(moments) = &moments else { panic!("the moments are in 8 bits") };
             for (moment, got) in moments.iter().enumerate() {

@@ -85,7 +85,6 @@ impl<U: Unit> Kernel for TileKernel<U> {
     type Element = bf16;
     const MR: usize = 2 * ROWS;
     const NR: usize = PANEL;
-    const STEP: usize = 2;
     const GRAIN: usize = DEPTH;
     const DEPTH: usize = 576;
     const ROWS: usize = 128;

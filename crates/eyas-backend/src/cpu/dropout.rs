@@ -2,11 +2,12 @@
 //!
 //! A mask is drawn as bits, one a column, and applied from them.
 
+#[cfg(target_arch = "x86_64")]
+mod draw;
+
 use rayon::prelude::*;
 
 use super::scratch::{Buffer, Scratch};
-#[cfg(target_arch = "x86_64")]
-use super::simd::Level;
 use super::simd::vectorised;
 use super::tasks::rows_a_task;
 use crate::philox::{dropout_bits, dropout_threshold};
@@ -66,21 +67,11 @@ impl Mask {
 
     /// The mask of a token from column `8 * block` on: bit `j` of byte `i` is set where column `8 i + j` is kept.
     fn draw_bits(&self, token: u32, block: u32, bits: &mut [u8]) {
-        let mut done = 0;
         #[cfg(target_arch = "x86_64")]
-        if Level::Avx512 <= Level::detect() {
-            done = bits.len() / avx512::DRAWN * avx512::DRAWN;
-            // SAFETY: the processor has AVX-512.
-            unsafe { avx512::draw(self, token, block, &mut bits[..done]) };
-        }
-        #[cfg(target_arch = "x86_64")]
-        if Level::Avx2 <= Level::detect() {
-            let len = (bits.len() - done) / avx2::DRAWN * avx2::DRAWN;
-            // SAFETY: the processor has AVX2.
-            unsafe { avx2::draw(self, token, block + done as u32, &mut bits[done..][..len]) };
-            done += len;
-        }
-        self.draw_portable(token, block + done as u32, &mut bits[done..]);
+        let drawn = draw::draw(self, token, block, bits);
+        #[cfg(not(target_arch = "x86_64"))]
+        let drawn = 0;
+        self.draw_portable(token, block + drawn as u32, &mut bits[drawn..]);
     }
 
     fn draw_portable(&self, token: u32, block: u32, bits: &mut [u8]) {
@@ -143,164 +134,6 @@ vectorised! {
 vectorised! {
     fn add_kept(bits: &[u8], scale: f32, x: &[f32], out: &mut [f32]) {
         each_kept(bits, scale, x, out, |out, kept| *out += kept);
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod avx2 {
-    use std::arch::x86_64::*;
-
-    use super::Mask;
-    use crate::philox::{MULTIPLIERS, WEYL};
-
-    /// Bytes of a mask that are drawn at a time: eight counters.
-    pub(super) const DRAWN: usize = 8;
-
-    /// See [`Mask::draw_bits`]; `bits` are a whole number of [`DRAWN`].
-    #[target_feature(enable = "avx2")]
-    pub(super) fn draw(mask: &Mask, token: u32, block: u32, bits: &mut [u8]) {
-        // All are dropped where the threshold is past 16 bits.
-        let all = if mask.threshold > 0xFFFF { 0 } else { u32::MAX };
-        let threshold = _mm256_set1_epi16(mask.threshold as i16);
-        for (i, bits) in bits.chunks_exact_mut(DRAWN).enumerate() {
-            let words = philox(mask, token, block + (i * DRAWN) as u32);
-            // From one word of eight counters a register to the four words of a counter side by side: counters `i` and
-            // `i + 4` in register `i`.
-            let low = [_mm256_unpacklo_epi32(words[0], words[1]), _mm256_unpacklo_epi32(words[2], words[3])];
-            let high = [_mm256_unpackhi_epi32(words[0], words[1]), _mm256_unpackhi_epi32(words[2], words[3])];
-            let counters = [
-                _mm256_unpacklo_epi64(low[0], low[1]),
-                _mm256_unpackhi_epi64(low[0], low[1]),
-                _mm256_unpacklo_epi64(high[0], high[1]),
-                _mm256_unpackhi_epi64(high[0], high[1]),
-            ];
-            let mut keep = [_mm256_setzero_si256(); 4];
-            for i in 0..4 {
-                keep[i] = _mm256_cmpeq_epi16(_mm256_max_epu16(counters[i], threshold), counters[i]);
-            }
-            // Bits of counters 0, 1, 4 and 5, then of 2, 3, 6 and 7.
-            let m01 = _mm256_movemask_epi8(_mm256_packs_epi16(keep[0], keep[1])) as u32 & all;
-            let m23 = _mm256_movemask_epi8(_mm256_packs_epi16(keep[2], keep[3])) as u32 & all;
-            bits[..4].copy_from_slice(&(m01 & 0xFFFF | m23 << 16).to_le_bytes());
-            bits[4..].copy_from_slice(&(m01 >> 16 | m23 & 0xFFFF_0000).to_le_bytes());
-        }
-    }
-
-    /// Philox of eight counters from `block` on, [`crate::philox::philox4x32`] in each lane.
-    #[target_feature(enable = "avx2")]
-    #[inline]
-    fn philox(mask: &Mask, token: u32, block: u32) -> [__m256i; 4] {
-        let splat = |word: u32| _mm256_set1_epi32(word as i32);
-        let mut c = [
-            _mm256_add_epi32(splat(block), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)),
-            splat(token),
-            splat(mask.projection),
-            splat(mask.micro_batch),
-        ];
-        let (m0, m1) = (splat(MULTIPLIERS[0]), splat(MULTIPLIERS[1]));
-        let mut key = [mask.seed as u32, (mask.seed >> 32) as u32];
-        for _ in 0..10 {
-            let (a_low, a_high) = multiply(c[0], m0);
-            let (b_low, b_high) = multiply(c[2], m1);
-            c = [
-                _mm256_xor_si256(_mm256_xor_si256(b_high, c[1]), splat(key[0])),
-                b_low,
-                _mm256_xor_si256(_mm256_xor_si256(a_high, c[3]), splat(key[1])),
-                a_low,
-            ];
-            key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
-        }
-        c
-    }
-
-    /// Low and high halves of the products.
-    #[target_feature(enable = "avx2")]
-    #[inline]
-    fn multiply(a: __m256i, b: __m256i) -> (__m256i, __m256i) {
-        let even = _mm256_mul_epu32(a, b);
-        let odd = _mm256_mul_epu32(_mm256_srli_epi64::<32>(a), b);
-        let low = _mm256_blend_epi32::<0b1010_1010>(even, _mm256_slli_epi64::<32>(odd));
-        let high = _mm256_blend_epi32::<0b1010_1010>(_mm256_srli_epi64::<32>(even), odd);
-        (low, high)
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod avx512 {
-    use std::arch::x86_64::*;
-
-    use super::Mask;
-    use crate::philox::{MULTIPLIERS, WEYL};
-
-    /// Bytes of a mask that are drawn at a time: sixteen counters.
-    pub(super) const DRAWN: usize = 16;
-
-    /// See [`Mask::draw_bits`]; `bits` are a whole number of [`DRAWN`].
-    #[target_feature(enable = "avx512f,avx512bw,avx2")]
-    pub(super) fn draw(mask: &Mask, token: u32, block: u32, bits: &mut [u8]) {
-        // All are dropped where the threshold is past 16 bits.
-        let all = if mask.threshold > 0xFFFF { 0 } else { u32::MAX };
-        let threshold = _mm512_set1_epi16(mask.threshold as i16);
-        let in_order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-        for (i, bits) in bits.chunks_exact_mut(DRAWN).enumerate() {
-            let words = philox(mask, token, block + (i * DRAWN) as u32);
-            // As with AVX2: counters `i`, `i + 4`, `i + 8` and `i + 12` in register `i`.
-            let low = [_mm512_unpacklo_epi32(words[0], words[1]), _mm512_unpacklo_epi32(words[2], words[3])];
-            let high = [_mm512_unpackhi_epi32(words[0], words[1]), _mm512_unpackhi_epi32(words[2], words[3])];
-            let counters = [
-                _mm512_unpacklo_epi64(low[0], low[1]),
-                _mm512_unpackhi_epi64(low[0], low[1]),
-                _mm512_unpacklo_epi64(high[0], high[1]),
-                _mm512_unpackhi_epi64(high[0], high[1]),
-            ];
-            let mut keep = [0; 4];
-            for i in 0..4 {
-                keep[i] = (_mm512_cmpge_epu16_mask(counters[i], threshold) & all) as i32;
-            }
-            let keep = _mm_setr_epi32(keep[0], keep[1], keep[2], keep[3]);
-            // SAFETY: the chunk is 16 bytes.
-            unsafe { _mm_storeu_si128(bits.as_mut_ptr().cast(), _mm_shuffle_epi8(keep, in_order)) };
-        }
-    }
-
-    /// Philox of sixteen counters from `block` on, [`crate::philox::philox4x32`] in each lane.
-    #[target_feature(enable = "avx512f")]
-    #[inline]
-    fn philox(mask: &Mask, token: u32, block: u32) -> [__m512i; 4] {
-        let splat = |word: u32| _mm512_set1_epi32(word as i32);
-        let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        let mut c = [
-            _mm512_add_epi32(splat(block), lanes),
-            splat(token),
-            splat(mask.projection),
-            splat(mask.micro_batch),
-        ];
-        let (m0, m1) = (splat(MULTIPLIERS[0]), splat(MULTIPLIERS[1]));
-        let mut key = [mask.seed as u32, (mask.seed >> 32) as u32];
-        for _ in 0..10 {
-            let (a_low, a_high) = multiply(c[0], m0);
-            let (b_low, b_high) = multiply(c[2], m1);
-            c = [
-                _mm512_xor_si512(_mm512_xor_si512(b_high, c[1]), splat(key[0])),
-                b_low,
-                _mm512_xor_si512(_mm512_xor_si512(a_high, c[3]), splat(key[1])),
-                a_low,
-            ];
-            key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
-        }
-        c
-    }
-
-    /// Low and high halves of the products.
-    #[target_feature(enable = "avx512f")]
-    #[inline]
-    fn multiply(a: __m512i, b: __m512i) -> (__m512i, __m512i) {
-        const ODD: u16 = 0b1010_1010_1010_1010;
-        let even = _mm512_mul_epu32(a, b);
-        let odd = _mm512_mul_epu32(_mm512_srli_epi64::<32>(a), b);
-        let low = _mm512_mask_blend_epi32(ODD, even, _mm512_slli_epi64::<32>(odd));
-        let high = _mm512_mask_blend_epi32(ODD, _mm512_srli_epi64::<32>(even), odd);
-        (low, high)
     }
 }
 

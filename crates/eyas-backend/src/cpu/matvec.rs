@@ -9,8 +9,12 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
+mod dense;
+#[cfg(target_arch = "x86_64")]
 mod integer;
 mod portable;
+
+use std::ops::Range;
 
 use half::{bf16, f16};
 
@@ -19,6 +23,7 @@ use super::awake::stay_awake;
 use super::decode::{Codebook, STEP};
 use super::product::Output;
 use super::scratch::{Buffer, Scratch};
+use super::simd::Level;
 use super::tasks::in_order;
 use super::weight::{Elements, FourBit, read_scales};
 
@@ -72,7 +77,8 @@ const AHEAD: usize = 2048;
 /// Rows of a weight that a call of an inner loop takes at most: enough for the call not to matter.
 const ROWS: usize = 16;
 
-/// The inner loops: rows of a weight times `T` rows of `x`. Sums have a fixed order for each implementation.
+/// The inner loops: rows of a weight times `T` rows of `x`. There are as many rows as `sums`, each of which has a fixed
+/// order for each implementation.
 trait Dot {
     /// How `x` is to be ordered for [`Dot::four_bit`]: element `i` of each group is column
     /// `FOUR_BIT_ORDER[i]` of it. Rows are filled up with zeros to whole groups.
@@ -82,12 +88,34 @@ trait Dot {
     /// Depths that [`Dot::four_bit`] takes are multiples of it; zero where it takes none.
     const FOUR_BIT_STEP: usize;
 
-    fn f32<const T: usize>(row: &[f32], x: Few<'_>) -> [f32; T];
-    fn f16<const T: usize>(row: &[f16], x: Few<'_>) -> [f32; T];
-    /// `sums.len()` rows.
+    fn f32<const T: usize>(rows: &[f32], x: Few<'_>, sums: &mut [[f32; T]]);
+    fn f16<const T: usize>(rows: &[f16], x: Few<'_>, sums: &mut [[f32; T]]);
     fn bf16<const T: usize>(rows: &[bf16], x: Few<'_>, sums: &mut [[f32; T]]);
-    /// `sums.len()` rows of codes; the scale of element `i` is `scales[(first + i) >> shift]`.
+    /// The scale of element `i` is `scales[(first + i) >> shift]`.
     fn four_bit<const T: usize>(rows: FourBitRows<'_>, x: Few<'_>, sums: &mut [[f32; T]]);
+}
+
+/// An element of a dense row.
+trait Dense: Copy {
+    fn to_f32(self) -> f32;
+}
+
+impl Dense for f32 {
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+impl Dense for f16 {
+    fn to_f32(self) -> f32 {
+        f16::to_f32(self)
+    }
+}
+
+impl Dense for bf16 {
+    fn to_f32(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
 }
 
 /// Some whole rows of 4-bit codes.
@@ -115,89 +143,89 @@ impl FourBitRows<'_> {
     }
 }
 
-/// `out (+)= x W^T + bias + update` of every job; `x` `[tokens, depth]`, at most [`TOKENS`] tokens. `exact` keeps 4-bit
-/// codes and `x` in `f32`.
-pub(super) fn multiply(
-    scratch: &Scratch,
-    tokens: usize,
-    depth: usize,
-    x: &[f32],
-    jobs: &[Job<'_>],
-    out: Output<'_>,
-    add: bool,
-    exact: bool,
-) {
-    #[cfg(target_arch = "x86_64")]
-    if avx512::Avx512::is_supported() {
-        return multiply_with::<avx512::Avx512>(scratch, tokens, depth, x, jobs, out, add, exact);
-    }
-    #[cfg(target_arch = "x86_64")]
-    if avx2::Avx2::is_supported() {
-        return multiply_with::<avx2::Avx2>(scratch, tokens, depth, x, jobs, out, add, exact);
-    }
-    multiply_with::<portable::Portable>(scratch, tokens, depth, x, jobs, out, add, exact);
+/// `out (+)= x W^T + bias + update` of every job.
+pub(super) struct Multiply<'a> {
+    pub scratch: &'a Scratch,
+    /// At most [`TOKENS`].
+    pub tokens: usize,
+    pub depth: usize,
+    /// `[tokens, depth]`.
+    pub x: &'a [f32],
+    pub jobs: &'a [Job<'a>],
+    pub out: Output<'a>,
+    pub add: bool,
+    /// Keeps 4-bit codes and `x` in `f32`.
+    pub exact: bool,
 }
 
-fn multiply_with<D: Dot>(
-    scratch: &Scratch,
-    tokens: usize,
-    depth: usize,
-    x: &[f32],
-    jobs: &[Job<'_>],
-    out: Output<'_>,
-    add: bool,
-    exact: bool,
-) {
-    stay_awake();
-    let any = |test: &dyn Fn(&Elements) -> bool| {
-        jobs.iter().any(|job| matches!(job.weight, Rows::Weight(weight) if test(weight.elements())))
-    };
-    let ordered = |needed: bool, order, stride| {
-        let mut ordered = scratch.take::<f32>(if needed { tokens * stride } else { 0 });
-        if needed {
-            reorder(x, depth, order, stride, &mut ordered);
+impl Multiply<'_> {
+    /// Computes it, with the best instructions of the processor.
+    pub fn run(self) {
+        match Level::detect() {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => self.run_with::<avx512::Avx512>(),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => self.run_with::<avx2::Avx2>(),
+            Level::Portable => self.run_with::<portable::Portable>(),
         }
-        ordered
-    };
-    let in_integers = |elements: &Elements| !exact && D::FOUR_BIT_STEP > 0 && has_integers(elements, depth);
-    let four_bit = any(&|elements| matches!(elements, Elements::FourBit(_)) && !in_integers(elements));
-    let whole_groups = depth.next_multiple_of(D::FOUR_BIT_ORDER.len().max(1));
-    let groups = ordered(four_bit && D::FOUR_BIT_STEP > 0, D::FOUR_BIT_ORDER, whole_groups);
-    let pairs = ordered(any(&|elements| matches!(elements, Elements::Bf16(_))), D::BF16_ORDER, depth);
-    #[cfg(target_arch = "x86_64")]
-    let integers = any(&in_integers).then(|| integer::Quantised::new(scratch, x, depth));
-    let product = Product::<D> {
-        scratch,
-        depth,
-        x,
-        groups,
-        pairs,
+    }
+
+    fn run_with<D: Dot>(self) {
+        let Self { scratch, tokens, depth, x, jobs, out, add, exact } = self;
+        stay_awake();
+        let any = |test: &dyn Fn(&Elements) -> bool| {
+            jobs.iter().any(|job| matches!(job.weight, Rows::Weight(weight) if test(weight.elements())))
+        };
+        let ordered = |needed: bool, order, stride| {
+            let mut ordered = scratch.take::<f32>(if needed { tokens * stride } else { 0 });
+            if needed {
+                reorder(x, depth, order, stride, &mut ordered);
+            }
+            ordered
+        };
+        let in_integers =
+            |elements: &Elements| !exact && D::FOUR_BIT_STEP > 0 && has_integers(elements, depth);
+        let four_bit = any(&|elements| matches!(elements, Elements::FourBit(_)) && !in_integers(elements));
+        let whole_groups = depth.next_multiple_of(D::FOUR_BIT_ORDER.len().max(1));
+        let groups = ordered(four_bit && D::FOUR_BIT_STEP > 0, D::FOUR_BIT_ORDER, whole_groups);
+        let pairs = ordered(any(&|elements| matches!(elements, Elements::Bf16(_))), D::BF16_ORDER, depth);
         #[cfg(target_arch = "x86_64")]
-        integers,
-        out,
-        add,
-        dot: std::marker::PhantomData,
-    };
-    // Large tasks read memory in long runs; there are enough of them for threads to end together.
-    let weights = depth * jobs.iter().map(|job| job.rows).sum::<usize>();
-    let task = (weights / (32 * rayon::current_num_threads())).clamp(TASK, 8 * TASK);
-    let rows = (task / depth.max(1)).next_multiple_of(ROWS);
-    let tasks: Vec<_> = jobs
-        .iter()
-        .flat_map(|job| (0..job.rows).step_by(rows).map(move |row| (job, row..(row + rows).min(job.rows))))
-        .collect();
-    in_order(&tasks, |(job, rows)| match tokens {
-        0 => {}
-        1 => product.rows::<1>(job, rows.clone()),
-        2 => product.rows::<2>(job, rows.clone()),
-        3 => product.rows::<3>(job, rows.clone()),
-        4 => product.rows::<4>(job, rows.clone()),
-        5 => product.rows::<5>(job, rows.clone()),
-        6 => product.rows::<6>(job, rows.clone()),
-        7 => product.rows::<7>(job, rows.clone()),
-        8 => product.rows::<8>(job, rows.clone()),
-        _ => unreachable!("{tokens} rows are not few"),
-    });
+        let integers = any(&in_integers).then(|| integer::Quantised::new(scratch, x, depth));
+        let product = Product::<D> {
+            scratch,
+            depth,
+            x,
+            groups,
+            pairs,
+            #[cfg(target_arch = "x86_64")]
+            integers,
+            out,
+            add,
+            dot: std::marker::PhantomData,
+        };
+        // Large tasks read memory in long runs; there are enough of them for threads to end together.
+        let weights = depth * jobs.iter().map(|job| job.rows).sum::<usize>();
+        let task = (weights / (32 * rayon::current_num_threads())).clamp(TASK, 8 * TASK);
+        let rows = (task / depth.max(1)).next_multiple_of(ROWS);
+        let tasks: Vec<_> = jobs
+            .iter()
+            .flat_map(|job| {
+                (0..job.rows).step_by(rows).map(move |row| (job, row..(row + rows).min(job.rows)))
+            })
+            .collect();
+        in_order(&tasks, |(job, rows)| match tokens {
+            0 => {}
+            1 => product.rows::<1>(job, rows.clone()),
+            2 => product.rows::<2>(job, rows.clone()),
+            3 => product.rows::<3>(job, rows.clone()),
+            4 => product.rows::<4>(job, rows.clone()),
+            5 => product.rows::<5>(job, rows.clone()),
+            6 => product.rows::<6>(job, rows.clone()),
+            7 => product.rows::<7>(job, rows.clone()),
+            8 => product.rows::<8>(job, rows.clone()),
+            _ => unreachable!("{tokens} rows are not few"),
+        });
+    }
 }
 
 /// Whether a weight of this depth can be multiplied in integers.
@@ -230,6 +258,7 @@ fn reorder(x: &[f32], depth: usize, order: &[usize], stride: usize, out: &mut [f
 }
 
 /// Checks that `x` has `rows` rows of `depth` elements.
+#[cfg(target_arch = "x86_64")]
 fn check(x: Few<'_>, rows: usize, depth: usize) {
     assert!((rows - 1) * x.stride + depth <= x.values.len(), "too few elements in x");
 }
@@ -251,20 +280,26 @@ struct Product<'a, D> {
 
 impl<D: Dot> Product<'_, D> {
     /// Some rows of a job: columns of the output.
-    fn rows<const T: usize>(&self, job: &Job<'_>, rows: std::ops::Range<usize>) {
+    fn rows<const T: usize>(&self, job: &Job<'_>, rows: Range<usize>) {
         let depth = self.depth;
         let few = |values| Few { values, stride: depth };
         let (plain, pairs) = (few(self.x), few(&self.pairs));
         let groups = Few { values: &self.groups, stride: self.groups.len() / T };
-        let whole = |row: usize| row * depth..(row + 1) * depth;
+        let whole = |run: Range<usize>| run.start * depth..run.end * depth;
         match job.weight {
-            Rows::Matrix(values) => self.each::<T>(job, rows, |row| D::f32(&values[whole(row)], plain)),
+            Rows::Matrix(values) => {
+                self.runs::<T>(job, rows, |run, sums| D::f32(&values[whole(run)], plain, sums));
+            }
             Rows::Weight(weight) => match weight.elements() {
-                Elements::F32(values) => self.each::<T>(job, rows, |row| D::f32(&values[whole(row)], plain)),
-                Elements::F16(values) => self.each::<T>(job, rows, |row| D::f16(&values[whole(row)], plain)),
-                Elements::Bf16(values) => self.runs::<T>(job, rows, |run, sums| {
-                    D::bf16(&values[run.start * depth..run.end * depth], pairs, sums);
-                }),
+                Elements::F32(values) => {
+                    self.runs::<T>(job, rows, |run, sums| D::f32(&values[whole(run)], plain, sums));
+                }
+                Elements::F16(values) => {
+                    self.runs::<T>(job, rows, |run, sums| D::f16(&values[whole(run)], plain, sums));
+                }
+                Elements::Bf16(values) => {
+                    self.runs::<T>(job, rows, |run, sums| D::bf16(&values[whole(run)], pairs, sums));
+                }
                 Elements::FourBit(codes)
                     if D::FOUR_BIT_STEP > 0 && depth.is_multiple_of(D::FOUR_BIT_STEP) =>
                 {
@@ -272,22 +307,18 @@ impl<D: Dot> Product<'_, D> {
                 }
                 Elements::FourBit(_) => {
                     let mut buffer = self.scratch.take::<f32>(depth);
-                    self.each::<T>(job, rows, |row| {
-                        weight.read(row, 0, &mut buffer);
-                        D::f32(&buffer, plain)
+                    self.runs::<T>(job, rows, |run, sums| {
+                        for (row, sums) in run.zip(sums.chunks_mut(1)) {
+                            weight.read(row, 0, &mut buffer);
+                            D::f32(&buffer, plain, sums);
+                        }
                     });
                 }
             },
         }
     }
 
-    fn four_bit<const T: usize>(
-        &self,
-        job: &Job<'_>,
-        rows: std::ops::Range<usize>,
-        four_bit: &FourBit,
-        x: Few<'_>,
-    ) {
+    fn four_bit<const T: usize>(&self, job: &Job<'_>, rows: Range<usize>, four_bit: &FourBit, x: Few<'_>) {
         let FourBit { weight, book } = four_bit;
         let (depth, shift) = (self.depth, weight.block_size().trailing_zeros());
         let first_block = (rows.start * depth) >> shift;
@@ -308,46 +339,39 @@ impl<D: Dot> Product<'_, D> {
         });
     }
 
-    /// Writes what `dot` returns for each row.
-    fn each<const T: usize>(
-        &self,
-        job: &Job<'_>,
-        rows: std::ops::Range<usize>,
-        mut dot: impl FnMut(usize) -> [f32; T],
-    ) {
-        rows.for_each(|row| self.write(job, row, dot(row)));
-    }
-
     /// Writes what `dot` finds for each run of at most [`ROWS`] rows.
     fn runs<const T: usize>(
         &self,
         job: &Job<'_>,
-        rows: std::ops::Range<usize>,
-        mut dot: impl FnMut(std::ops::Range<usize>, &mut [[f32; T]]),
+        rows: Range<usize>,
+        mut dot: impl FnMut(Range<usize>, &mut [[f32; T]]),
     ) {
         let mut sums = [[0.0; T]; ROWS];
         for start in rows.clone().step_by(ROWS) {
             let run = start..(start + ROWS).min(rows.end);
             let sums = &mut sums[..run.len()];
             dot(run.clone(), sums);
-            run.zip(sums).for_each(|(row, sums)| self.write(job, row, *sums));
+            self.write(job, run, sums);
         }
     }
 
-    /// Writes a row's sums, with its update and bias.
-    fn write<const T: usize>(&self, job: &Job<'_>, row: usize, mut sums: [f32; T]) {
+    /// Writes the sums of some rows, with their updates and biases.
+    fn write<const T: usize>(&self, job: &Job<'_>, rows: Range<usize>, sums: &mut [[f32; T]]) {
         if let Some(Update { b, r, scaling, hidden, stride }) = job.update {
-            let update: [f32; T] = D::f32(&b[row * r..(row + 1) * r], Few { values: hidden, stride });
-            for (sum, update) in sums.iter_mut().zip(update) {
+            let mut updates = [[0.0; T]; ROWS];
+            let updates = &mut updates[..rows.len()];
+            D::f32(&b[rows.start * r..rows.end * r], Few { values: hidden, stride }, updates);
+            for (sum, update) in sums.as_flattened_mut().iter_mut().zip(updates.as_flattened()) {
                 *sum += scaling * update;
             }
         }
-        let bias = job.bias.map_or(0.0, |bias| bias[row]);
-        for (token, sum) in sums.into_iter().enumerate() {
-            let col = job.col + row;
-            // SAFETY: the jobs' columns do not overlap, and a row of a job belongs to one task.
-            let out = unsafe { self.out.row(token, col..col + 1) };
-            out[0] = if self.add { out[0] + (sum + bias) } else { sum + bias };
+        for (row, sums) in rows.zip(sums) {
+            let (col, bias) = (job.col + row, job.bias.map_or(0.0, |bias| bias[row]));
+            for (token, sum) in sums.iter().enumerate() {
+                // SAFETY: the jobs' columns do not overlap, and a row of a job belongs to one task.
+                let out = unsafe { self.out.row(token, col..col + 1) };
+                out[0] = if self.add { out[0] + (sum + bias) } else { sum + bias };
+            }
         }
     }
 }
@@ -355,34 +379,35 @@ impl<D: Dot> Product<'_, D> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(target_arch = "x86_64")]
+    use portable::Portable;
 
-    /// An implementation against the portable one, on one row of every storage.
+    /// An implementation against the portable one, on three rows of every storage, so that each must find its own.
     #[cfg(target_arch = "x86_64")]
     fn check_rows<D: Dot, const T: usize>(depth: usize) {
+        const ROWS: usize = 3;
         let stride = depth + 3;
         let x: Vec<f32> = (0..T * stride).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
-        let row: Vec<f32> = (0..depth).map(|i| ((i * 53 % 97) as f32 - 48.0) / 48.0).collect();
         let few = Few { values: &x, stride };
-        let close = |a: [f32; T], b: [f32; T]| {
-            for (a, b) in a.into_iter().zip(b) {
+        let agree = |dot: &dyn Fn(&mut [[f32; T]]), portable: &dyn Fn(&mut [[f32; T]])| {
+            let (mut got, mut want) = ([[f32::NAN; T]; ROWS], [[f32::NAN; T]; ROWS]);
+            dot(&mut got);
+            portable(&mut want);
+            for (a, b) in got.as_flattened().iter().zip(want.as_flattened()) {
                 assert!((a - b).abs() < 1e-4, "{depth} x {T}: {a} {b}");
             }
         };
-        close(D::f32(&row, few), portable::Portable::f32(&row, few));
-        let half: Vec<f16> = row.iter().map(|&v| f16::from_f32(v)).collect();
-        close(D::f16(&half, few), portable::Portable::f16(&half, few));
-        let half: Vec<bf16> = row.iter().map(|&v| bf16::from_f32(v)).collect();
+        let rows: Vec<f32> = (0..ROWS * depth).map(|i| (i % 89 * 53 % 97) as f32 / 48.0 - 1.0).collect();
+        agree(&|sums| D::f32(&rows, few, sums), &|sums| Portable::f32(&rows, few, sums));
+        let half: Vec<f16> = rows.iter().map(|&v| f16::from_f32(v)).collect();
+        agree(&|sums| D::f16(&half, few, sums), &|sums| Portable::f16(&half, few, sums));
+        let half: Vec<bf16> = rows.iter().map(|&v| bf16::from_f32(v)).collect();
         let mut ordered = x.clone();
         for (x, out) in x.chunks_exact(stride).zip(ordered.chunks_exact_mut(stride)) {
             reorder(&x[..depth], depth, D::BF16_ORDER, depth, &mut out[..depth]);
         }
-        // Three rows, so that each must find its own.
-        let rows: Vec<bf16> =
-            (0..3).flat_map(|i| half.iter().map(move |&v| v * bf16::from_f32(i as f32))).collect();
-        let (mut got, mut want) = ([[f32::NAN; T]; 3], [[f32::NAN; T]; 3]);
-        D::bf16(&rows, Few { values: &ordered, stride }, &mut got);
-        portable::Portable::bf16(&rows, few, &mut want);
-        got.into_iter().zip(want).for_each(|(got, want)| close(got, want));
+        let pairs = Few { values: &ordered, stride };
+        agree(&|sums| D::bf16(&half, pairs, sums), &|sums| Portable::bf16(&half, few, sums));
 
         // 4-bit codes after some of another row, with blocks of every kind of place.
         let depth = depth / D::FOUR_BIT_STEP * D::FOUR_BIT_STEP;
@@ -392,17 +417,14 @@ mod tests {
             reorder(&x[..depth], depth, D::FOUR_BIT_ORDER, packed, out);
         }
         let book = Codebook::new(&std::array::from_fn(|i| (i as f32 * 1.7).sin()));
-        const ROWS: usize = 3;
         let codes: Vec<u8> = (0..ROWS * depth / 2).map(|i| (i * 167 + 13) as u8).collect();
         for first in [0, 32, 64, 96] {
             for shift in [5, 6, 7, 12] {
                 let end = first + ROWS * depth;
                 let scales: Vec<f32> = (0..end.div_ceil(1 << shift)).map(|i| 0.1 + i as f32 * 0.01).collect();
                 let rows = FourBitRows { book: &book, codes: &codes, first, shift, scales: &scales };
-                let (mut got, mut want) = ([[f32::NAN; T]; ROWS], [[f32::NAN; T]; ROWS]);
-                D::four_bit(rows, Few { values: &ordered, stride: packed }, &mut got);
-                portable::Portable::four_bit(rows, few, &mut want);
-                got.into_iter().zip(want).for_each(|(got, want)| close(got, want));
+                let groups = Few { values: &ordered, stride: packed };
+                agree(&|sums| D::four_bit(rows, groups, sums), &|sums| Portable::four_bit(rows, few, sums));
             }
         }
     }
@@ -420,10 +442,10 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn vector_and_portable_forms_agree() {
-        if avx2::Avx2::is_supported() {
+        if Level::detect() >= Level::Avx2 {
             check_all::<avx2::Avx2>();
         }
-        if avx512::Avx512::is_supported() {
+        if Level::detect() >= Level::Avx512 {
             check_all::<avx512::Avx512>();
         } else {
             eprintln!("skipped: this processor has no AVX-512");

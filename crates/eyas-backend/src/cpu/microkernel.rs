@@ -90,10 +90,8 @@ pub(super) trait Kernel: 'static {
     const MR: usize;
     /// Columns of a tile.
     const NR: usize;
-    /// Neighbours along the depth that lie side by side in a panel.
-    const STEP: usize;
-    /// Operands are filled up with zeros to a multiple of it along the depth; a multiple of [`Kernel::STEP`].
-    const GRAIN: usize;
+    /// Operands are filled up with zeros to a multiple of it along the depth: whole words.
+    const GRAIN: usize = Self::Element::PER_WORD;
     /// Most elements along the depth in one pass: a panel of them fits the first-level cache beside the rows it meets.
     const DEPTH: usize;
     /// Rows that meet all panels of a block before the next ones do: their share of the depth stays in the
@@ -145,8 +143,6 @@ impl Kernel for PortableF32 {
     type Element = f32;
     const MR: usize = 4;
     const NR: usize = 16;
-    const STEP: usize = 1;
-    const GRAIN: usize = 1;
     const DEPTH: usize = 256;
     const ROWS: usize = 48;
 
@@ -164,7 +160,7 @@ impl Kernel for PortableF32 {
     }
 }
 
-/// The arithmetic of [`super::avx512::Avx512Bf16`] on any processor, to check its packing and its shape. Slow.
+/// The arithmetic of [`super::tile::Avx512Bf16`] on any processor, to check its packing and its shape. Slow.
 #[cfg_attr(not(test), allow(dead_code))]
 pub(super) struct PortableBf16;
 
@@ -172,8 +168,6 @@ impl Kernel for PortableBf16 {
     type Element = bf16;
     const MR: usize = 12;
     const NR: usize = 32;
-    const STEP: usize = 2;
-    const GRAIN: usize = 2;
     const DEPTH: usize = 384;
     const ROWS: usize = 48;
 
@@ -187,7 +181,7 @@ impl Kernel for PortableBf16 {
     }
 }
 
-/// The arithmetic of [`super::avx2::Avx2I16`], and of [`super::avx512::Avx512I16`] with 32 columns, on any processor.
+/// The arithmetic of [`super::tile::Avx2I16`], and of [`super::tile::Avx512I16`] with 32 columns, on any processor.
 /// Slow.
 #[cfg_attr(not(test), allow(dead_code))]
 pub(super) struct PortableI16<const COLUMNS: usize>;
@@ -196,8 +190,6 @@ impl<const COLUMNS: usize> Kernel for PortableI16<COLUMNS> {
     type Element = i16;
     const MR: usize = 6;
     const NR: usize = COLUMNS;
-    const STEP: usize = 2;
-    const GRAIN: usize = 2;
     const DEPTH: usize = 512;
     const ROWS: usize = 48;
 
@@ -262,16 +254,3 @@ unsafe fn portable_tile<E: Element, const NR: usize, const STEP: usize>(
         }
     }
 }
-
-/// Calls a kernel with its number of rows as a constant, so that its sums stay in registers.
-#[cfg(target_arch = "x86_64")]
-macro_rules! by_rows {
-    ($rows:expr, $call:ident $args:tt, $($n:literal)*) => {
-        match $rows {
-            $($n => unsafe { $call::<$n> $args },)*
-            _ => unreachable!("a tile of {} rows", $rows),
-        }
-    };
-}
-#[cfg(target_arch = "x86_64")]
-pub(super) use by_rows;

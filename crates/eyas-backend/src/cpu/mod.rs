@@ -4,10 +4,6 @@
 mod activation;
 mod amx;
 mod attention;
-#[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
 mod awake;
 mod decode;
 mod dropout;
@@ -25,6 +21,10 @@ mod rope;
 mod scratch;
 mod simd;
 mod tasks;
+#[cfg(target_arch = "x86_64")]
+mod tile;
+#[cfg(target_arch = "x86_64")]
+mod vector;
 mod vexp;
 mod weight;
 

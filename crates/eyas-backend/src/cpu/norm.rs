@@ -107,29 +107,14 @@ pub(super) fn head_norm(
     k_weight: &CpuTensor,
     qkv: &mut CpuTensor,
 ) -> Result<()> {
-    check_layout("head_norm", layout)?;
-    let (width, dim) = (layout.width(), layout.head_dim);
-    check_shape("head_norm", "raw", raw, tokens, width)?;
-    check_shape("head_norm", "q_weight", q_weight, 1, dim)?;
-    check_shape("head_norm", "k_weight", k_weight, 1, dim)?;
-    check_shape("head_norm", "qkv", qkv, tokens, width)?;
-    let (q_weight, k_weight) = (q_weight.rows(1), k_weight.rows(1));
-    let rows = rows_a_task(width);
-    qkv.rows_mut(tokens)
-        .par_chunks_mut(rows * width)
-        .zip(raw.rows(tokens).par_chunks(rows * width))
-        .for_each(|(qkv, raw)| {
-            for (qkv, raw) in qkv.chunks_exact_mut(width).zip(raw.chunks_exact(width)) {
-                qkv.copy_from_slice(raw);
-                let mut normalise = |column: usize, weight: &[f32]| {
-                    let head = column..column + dim;
-                    let rstd = rms_rstd(&raw[head.clone()], eps);
-                    scale(&raw[head.clone()], 0.0, rstd, weight, &mut qkv[head]);
-                };
-                (0..layout.heads).for_each(|head| normalise(layout.query(head), q_weight));
-                (0..layout.kv_heads).for_each(|head| normalise(layout.key(head), k_weight));
-            }
+    let weights = HeadWeights::new("head_norm", tokens, layout, raw, q_weight, k_weight)?;
+    check_shape("head_norm", "qkv", qkv, tokens, layout.width())?;
+    each_token(tokens, raw, qkv, |raw, qkv| {
+        qkv.copy_from_slice(raw);
+        weights.each_head(raw, qkv, |raw, weight, head| {
+            scale(raw, 0.0, rms_rstd(raw, eps), weight, head);
         });
+    });
     Ok(())
 }
 
@@ -142,31 +127,61 @@ pub(super) fn head_norm_backward(
     k_weight: &CpuTensor,
     dqkv: &mut CpuTensor,
 ) -> Result<()> {
-    check_layout("head_norm_backward", layout)?;
-    let (width, dim) = (layout.width(), layout.head_dim);
-    check_shape("head_norm_backward", "raw", raw, tokens, width)?;
-    check_shape("head_norm_backward", "q_weight", q_weight, 1, dim)?;
-    check_shape("head_norm_backward", "k_weight", k_weight, 1, dim)?;
-    check_shape("head_norm_backward", "dqkv", dqkv, tokens, width)?;
-    let (q_weight, k_weight) = (q_weight.rows(1), k_weight.rows(1));
-    let rows = rows_a_task(width);
-    dqkv.rows_mut(tokens)
-        .par_chunks_mut(rows * width)
-        .zip(raw.rows(tokens).par_chunks(rows * width))
-        .for_each(|(dqkv, raw)| {
-            for (dqkv, raw) in dqkv.chunks_exact_mut(width).zip(raw.chunks_exact(width)) {
-                let mut back = |column: usize, weight: &[f32]| {
-                    let raw = &raw[column..column + dim];
-                    let gradient = &mut dqkv[column..column + dim];
-                    let rstd = rms_rstd(raw, eps);
-                    let along = weighted_dot(raw, 0.0, rstd, weight, gradient) / dim as f32;
-                    project_out_in_place(raw, rstd, weight, along, gradient);
-                };
-                (0..layout.heads).for_each(|head| back(layout.query(head), q_weight));
-                (0..layout.kv_heads).for_each(|head| back(layout.key(head), k_weight));
-            }
+    let weights = HeadWeights::new("head_norm_backward", tokens, layout, raw, q_weight, k_weight)?;
+    check_shape("head_norm_backward", "dqkv", dqkv, tokens, layout.width())?;
+    each_token(tokens, raw, dqkv, |raw, dqkv| {
+        weights.each_head(raw, dqkv, |raw, weight, gradient| {
+            let rstd = rms_rstd(raw, eps);
+            let along = weighted_dot(raw, 0.0, rstd, weight, gradient) / raw.len() as f32;
+            project_out_in_place(raw, rstd, weight, along, gradient);
         });
+    });
     Ok(())
+}
+
+/// The heads of a token that are normalised, with their weights.
+struct HeadWeights<'a> {
+    layout: &'a QkvLayout,
+    queries: &'a [f32],
+    keys: &'a [f32],
+}
+
+impl<'a> HeadWeights<'a> {
+    fn new(
+        op: &'static str,
+        tokens: usize,
+        layout: &'a QkvLayout,
+        raw: &CpuTensor,
+        q_weight: &'a CpuTensor,
+        k_weight: &'a CpuTensor,
+    ) -> Result<Self> {
+        check_layout(op, layout)?;
+        check_shape(op, "raw", raw, tokens, layout.width())?;
+        check_shape(op, "q_weight", q_weight, 1, layout.head_dim)?;
+        check_shape(op, "k_weight", k_weight, 1, layout.head_dim)?;
+        Ok(Self { layout, queries: q_weight.rows(1), keys: k_weight.rows(1) })
+    }
+
+    /// Calls `op` with each head of a token: its part of `raw`, its weight, and its part of `out`.
+    fn each_head(&self, raw: &[f32], out: &mut [f32], op: impl Fn(&[f32], &[f32], &mut [f32])) {
+        let &Self { layout, queries, keys } = self;
+        let queries = (0..layout.heads).map(|head| (layout.query(head), queries));
+        let keys = (0..layout.kv_heads).map(|head| (layout.key(head), keys));
+        for (column, weight) in queries.chain(keys) {
+            let head = column..column + layout.head_dim;
+            op(&raw[head.clone()], weight, &mut out[head]);
+        }
+    }
+}
+
+/// Calls `op` with each token's row of `x` and of `y`, some tokens a task.
+fn each_token(tokens: usize, x: &CpuTensor, y: &mut CpuTensor, op: impl Fn(&[f32], &mut [f32]) + Sync) {
+    let width = x.shape().1;
+    let rows = rows_a_task(width);
+    y.rows_mut(tokens)
+        .par_chunks_mut(rows * width)
+        .zip(x.rows(tokens).par_chunks(rows * width))
+        .for_each(|(y, x)| x.chunks_exact(width).zip(y.chunks_exact_mut(width)).for_each(|(x, y)| op(x, y)));
 }
 
 vectorised! {

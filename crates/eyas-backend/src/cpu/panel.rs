@@ -1,7 +1,7 @@
 //! The right-hand operands of the products, packed into the panels that the kernels read.
 //!
-//! A panel holds `NR` columns: for each [`Kernel::STEP`] elements along the depth, those of the first column, of the
-//! second, and so on. It is made right before it is used, from 4-bit codes too, so that no dequantised copy of a
+//! A panel holds `NR` columns: for each 32-bit word along the depth, an element or a pair of them, that of the first
+//! column, of the second, and so on. It is made right before it is used, from 4-bit codes too, so that no dequantised copy of a
 //! weight exists beyond the block of it in the cache.
 
 mod grouped;
@@ -102,7 +102,7 @@ pub(super) const fn panels_len<K: Kernel>(depth: usize, cols: usize) -> usize {
 /// Rows of a source that are staged together, where a row of it is a row of a panel.
 const fn staged_rows<K: Kernel>(depth: usize) -> usize {
     if K::Element::SCALE == 0 {
-        K::STEP
+        K::Element::PER_WORD
     } else if padded_depth::<K>(depth) < K::Element::GROUP {
         padded_depth::<K>(depth)
     } else {
@@ -227,9 +227,9 @@ mod tests {
                 for j in 0..width.next_multiple_of(K::NR) {
                     for k in 0..padded {
                         let at = j / K::NR * K::NR * padded
-                            + k / K::STEP * K::STEP * K::NR
-                            + j % K::NR * K::STEP
-                            + k % K::STEP;
+                            + k / K::Element::PER_WORD * K::Element::PER_WORD * K::NR
+                            + j % K::NR * K::Element::PER_WORD
+                            + k % K::Element::PER_WORD;
                         let (row, col) =
                             if transposed { (first + j, first + k) } else { (first + k, first + j) };
                         let inside = j < width && k < depth;

@@ -59,6 +59,43 @@ struct Update<'a> {
     hidden: usize,
 }
 
+/// A projection's parts and updates, checked, as both directions take them.
+struct Layers<'a> {
+    scratch: &'a Scratch,
+    tokens: usize,
+    in_features: usize,
+    out_features: usize,
+    /// Columns of `hidden`.
+    rank: usize,
+    parts: Vec<Part<'a>>,
+    /// The parts' updates, in order.
+    updates: Vec<Option<Update<'a>>>,
+    mask: Option<Mask>,
+}
+
+impl<'a> Layers<'a> {
+    fn new(
+        op: &'static str,
+        scratch: &'a Scratch,
+        tokens: usize,
+        projection: &'a Projection<CpuBackend>,
+        adapter: Option<Adapter<'a, CpuBackend>>,
+    ) -> Result<Self> {
+        let parts = parts(op, projection, adapter.as_ref())?;
+        let updates = updates(op, projection, &parts, adapter.map(|adapter| adapter.params))?;
+        Ok(Self {
+            scratch,
+            tokens,
+            in_features: projection.in_features,
+            out_features: projection.out_features(),
+            rank: adapter.map_or(0, |adapter| adapter.rank()),
+            parts,
+            updates,
+            mask: adapter.and_then(|adapter| Mask::new(adapter.dropout, projection.index)),
+        })
+    }
+}
+
 fn parts<'a>(
     op: &'static str,
     projection: &'a Projection<CpuBackend>,
@@ -148,17 +185,17 @@ macro_rules! with_kernel {
             #[cfg(target_arch = "x86_64")]
             (MatmulKernel::AmxBf16, _) => $function::<super::amx::AmxBf16>($($arg),*),
             #[cfg(target_arch = "x86_64")]
-            (MatmulKernel::Bf16, _) => $function::<super::avx512::Avx512Bf16>($($arg),*),
+            (MatmulKernel::Bf16, _) => $function::<super::tile::Avx512Bf16>($($arg),*),
             #[cfg(target_arch = "x86_64")]
             (MatmulKernel::I16, _) if Isa::Avx512Vnni.is_usable() => {
-                $function::<super::avx512::Avx512I16>($($arg),*)
+                $function::<super::tile::Avx512I16>($($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
-            (MatmulKernel::I16, _) => $function::<super::avx2::Avx2I16>($($arg),*),
+            (MatmulKernel::I16, _) => $function::<super::tile::Avx2I16>($($arg),*),
             #[cfg(target_arch = "x86_64")]
-            (MatmulKernel::F32, Level::Avx512) => $function::<super::avx512::Avx512F32>($($arg),*),
+            (MatmulKernel::F32, Level::Avx512) => $function::<super::tile::Avx512F32>($($arg),*),
             #[cfg(target_arch = "x86_64")]
-            (MatmulKernel::F32, Level::Avx2) => $function::<super::avx2::Avx2F32>($($arg),*),
+            (MatmulKernel::F32, Level::Avx2) => $function::<super::tile::Avx2F32>($($arg),*),
             _ => $function::<PortableF32>($($arg),*),
         }
     };
@@ -189,38 +226,24 @@ fn project_with<K: Kernel>(
     write: Write,
 ) -> Result<()> {
     let op = "project";
-    let rank = adapter.map_or(0, |adapter| adapter.rank());
-    check_shape(op, "x", x, tokens, projection.in_features)?;
-    check_shape(op, "y", y, tokens, projection.out_features())?;
-    let parts = parts(op, projection, adapter.as_ref())?;
-    let updates = updates(op, projection, &parts, adapter.map(|adapter| adapter.params))?;
-    let mask = adapter.and_then(|adapter| Mask::new(adapter.dropout, projection.index));
+    let layers = Layers::new(op, scratch, tokens, projection, adapter)?;
+    check_shape(op, "x", x, tokens, layers.in_features)?;
+    check_shape(op, "y", y, tokens, layers.out_features)?;
     let mut own;
     let hidden: &mut [f32] = match hidden {
         Some(hidden) if adapter.is_some() => {
-            check_shape(op, "hidden", hidden, tokens, rank)?;
+            check_shape(op, "hidden", hidden, tokens, layers.rank)?;
             hidden.rows_mut(tokens)
         }
         _ => {
-            own = scratch.take::<f32>(tokens * rank);
+            own = scratch.take::<f32>(tokens * layers.rank);
             &mut own
         }
     };
     if tokens == 0 {
         return Ok(());
     }
-    let forward = Forward {
-        scratch,
-        tokens,
-        in_features: projection.in_features,
-        out_features: projection.out_features(),
-        rank,
-        parts: &parts,
-        updates: &updates,
-        mask,
-        x: x.rows(tokens),
-        add: write == Write::Add,
-    };
+    let forward = Forward { layers, x: x.rows(tokens), add: write == Write::Add };
     if tokens <= matvec::TOKENS {
         // What the kernel of many rows keeps in `f32` stays so here.
         let exact = K::Element::borrow(&[]).is_some();
@@ -260,25 +283,22 @@ fn project_backward_with<K: Kernel>(
 ) -> Result<()> {
     let op = "project_backward";
     let (adapter, grads) = adapter.unzip();
-    let rank = adapter.map_or(0, |adapter| adapter.rank());
-    check_shape(op, "dy", dy, tokens, projection.out_features())?;
+    let layers = Layers::new(op, scratch, tokens, projection, adapter)?;
+    check_shape(op, "dy", dy, tokens, layers.out_features)?;
     if let Some((dx, _)) = &dx {
-        check_shape(op, "dx", *dx, tokens, projection.in_features)?;
+        check_shape(op, "dx", *dx, tokens, layers.in_features)?;
     }
-    let parts = parts(op, projection, adapter.as_ref())?;
-    let updates = updates(op, projection, &parts, adapter.map(|adapter| adapter.params))?;
-    let mask = adapter.and_then(|adapter| Mask::new(adapter.dropout, projection.index));
-    let mut hidden_rows: &[f32] = &[];
-    if rank > 0 {
-        check_shape(op, "x", x, tokens, projection.in_features)?;
+    let (mut x_rows, mut hidden_rows): (&[f32], &[f32]) = (&[], &[]);
+    if layers.rank > 0 {
+        check_shape(op, "x", x, tokens, layers.in_features)?;
         let Some(hidden) = hidden else {
             return Err(Error::Shape {
                 op,
                 reason: "an adapter's backward needs `hidden` of the forward".into(),
             });
         };
-        check_shape(op, "hidden", hidden, tokens, rank)?;
-        hidden_rows = hidden.rows(tokens);
+        check_shape(op, "hidden", hidden, tokens, layers.rank)?;
+        (x_rows, hidden_rows) = (x.rows(tokens), hidden.rows(tokens));
     }
     if let (Some(grads), Some(adapter)) = (&grads, adapter)
         && grads.data.len() < adapter.params.data.len()
@@ -291,19 +311,7 @@ fn project_backward_with<K: Kernel>(
     if tokens == 0 {
         return Ok(());
     }
-    let backward = Backward {
-        scratch,
-        tokens,
-        in_features: projection.in_features,
-        out_features: projection.out_features(),
-        rank,
-        parts: &parts,
-        updates: &updates,
-        mask,
-        x: if rank > 0 { x.rows(tokens) } else { &[] },
-        hidden: hidden_rows,
-        dy: dy.rows(tokens),
-    };
+    let backward = Backward { layers, x: x_rows, hidden: hidden_rows, dy: dy.rows(tokens) };
     let grads = grads.map_or(&mut [][..], |grads| &mut grads.data[..]);
     let dx = dx.map(|(dx, write)| (dx.rows_mut(tokens), write == Write::Add));
     backward.run::<K>(grads, dx);

@@ -5,7 +5,7 @@ use crate::spec::Activation;
 use crate::{Backend, Result};
 
 /// The standard normal distribution: its power series near zero, Laplace's continued fraction in the tail.
-fn normal_distribution(x: f64) -> f64 {
+pub(crate) fn normal_distribution(x: f64) -> f64 {
     let density = normal_density(x);
     if x.abs() < 3.0 {
         let (mut term, mut sum, mut k) = (x, x, 1.0);
@@ -20,7 +20,8 @@ fn normal_distribution(x: f64) -> f64 {
     if x < 0.0 { density / fraction } else { 1.0 - density / fraction }
 }
 
-fn normal_density(x: f64) -> f64 {
+/// The standard normal density.
+pub(crate) fn normal_density(x: f64) -> f64 {
     (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt()
 }
 

@@ -5,7 +5,7 @@
 //! reference sees them. Every output has a row beyond the batch, which an operation must leave alone, and starts
 //! with noise, which one that sets its output must overwrite.
 
-mod activation;
+pub(crate) mod activation;
 mod attention;
 mod elementwise;
 mod loss;

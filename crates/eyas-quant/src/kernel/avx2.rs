@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::{INFINITE, MIN_ABSMAX, scalar_decode};
+use super::{encode_each, scalar_decode};
 use crate::quant_type::Decision;
 
 /// Values a step handles: 16 bytes of codes.
@@ -50,9 +50,9 @@ impl Search {
     }
 }
 
-/// The largest magnitude's bits over whole steps.
+/// [`super::absmax`] of whole steps.
 #[target_feature(enable = "avx2")]
-fn absmax_bits(values: &[f32]) -> u32 {
+fn absmax(values: &[f32]) -> f32 {
     let magnitude = _mm256_set1_epi32(i32::MAX);
     let mut max = [_mm256_setzero_si256(); 4];
     for step in values.chunks_exact(STEP) {
@@ -66,13 +66,13 @@ fn absmax_bits(values: &[f32]) -> u32 {
     let max = _mm_max_epi32(_mm256_castsi256_si128(max), _mm256_extracti128_si256::<1>(max));
     let max = _mm_max_epi32(max, _mm_shuffle_epi32::<0b01_00_11_10>(max));
     let max = _mm_max_epi32(max, _mm_shuffle_epi32::<0b10_11_00_01>(max));
-    _mm_cvtsi128_si32(max) as u32
+    f32::from_bits(_mm_cvtsi128_si32(max) as u32)
 }
 
 /// See [`super::Kernel::encode_blocks`].
 ///
 /// # Safety
-/// The processor has AVX2; `block_size` is a multiple of 32; `values` holds `absmax.len()` blocks and `packed` half
+/// The processor has AVX2; `block_size` is a multiple of 32; `values` holds `absmaxes.len()` blocks and `packed` half
 /// as many bytes as `values` values.
 #[target_feature(enable = "avx2")]
 pub(super) unsafe fn encode_blocks(
@@ -80,41 +80,40 @@ pub(super) unsafe fn encode_blocks(
     block_size: usize,
     decision: &Decision,
     packed: &mut [u8],
-    absmax: &mut [f32],
+    absmaxes: &mut [f32],
 ) -> bool {
     let search = Search::new(decision);
     let in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     // Multiplies the even bytes by 16 and the odd ones by 1.
     let pair = _mm256_set1_epi16(0x0110);
-    for ((block, packed), absmax) in
-        values.chunks_exact(block_size).zip(packed.chunks_exact_mut(block_size / 2)).zip(absmax)
-    {
-        let bits = absmax_bits(block);
-        *absmax = f32::from_bits(bits);
-        if bits >= INFINITE {
-            return false;
-        }
-        let inverse = _mm256_set1_ps(1.0 / absmax.max(MIN_ABSMAX));
-        for (step, packed) in block.chunks_exact(STEP).zip(packed.chunks_exact_mut(STEP / 2)) {
-            let rank = |i: usize| {
-                // SAFETY: a step holds 32 values and i < 4.
-                let x = unsafe { _mm256_loadu_ps(step.as_ptr().add(8 * i)) };
-                search.rank(_mm256_mul_ps(x, inverse))
-            };
-            let ranks = _mm256_packus_epi16(
-                _mm256_packs_epi32(rank(0), rank(1)),
-                _mm256_packs_epi32(rank(2), rank(3)),
-            );
-            // The packs interleave the 128-bit lanes; four bytes of each rank vector stay together.
-            let ranks = _mm256_permutevar8x32_epi32(ranks, in_order);
-            let codes = _mm256_shuffle_epi8(search.codes, ranks);
-            let pairs = _mm256_maddubs_epi16(codes, pair);
-            let bytes = _mm256_permute4x64_epi64::<0b10_00>(_mm256_packus_epi16(pairs, pairs));
-            // SAFETY: `packed` is a chunk of exactly 16 bytes.
-            unsafe { _mm_storeu_si128(packed.as_mut_ptr().cast(), _mm256_castsi256_si128(bytes)) };
-        }
-    }
-    true
+    encode_each(
+        values,
+        block_size,
+        packed,
+        absmaxes,
+        |block| absmax(block),
+        |block, inverse, packed| {
+            let inverse = _mm256_set1_ps(inverse);
+            for (step, packed) in block.chunks_exact(STEP).zip(packed.chunks_exact_mut(STEP / 2)) {
+                let rank = |i: usize| {
+                    // SAFETY: a step holds 32 values and i < 4.
+                    let x = unsafe { _mm256_loadu_ps(step.as_ptr().add(8 * i)) };
+                    search.rank(_mm256_mul_ps(x, inverse))
+                };
+                let ranks = _mm256_packus_epi16(
+                    _mm256_packs_epi32(rank(0), rank(1)),
+                    _mm256_packs_epi32(rank(2), rank(3)),
+                );
+                // The packs interleave the 128-bit lanes; four bytes of each rank vector stay together.
+                let ranks = _mm256_permutevar8x32_epi32(ranks, in_order);
+                let codes = _mm256_shuffle_epi8(search.codes, ranks);
+                let pairs = _mm256_maddubs_epi16(codes, pair);
+                let bytes = _mm256_permute4x64_epi64::<0b10_00>(_mm256_packus_epi16(pairs, pairs));
+                // SAFETY: `packed` is a chunk of exactly 16 bytes.
+                unsafe { _mm_storeu_si128(packed.as_mut_ptr().cast(), _mm256_castsi256_si128(bytes)) };
+            }
+        },
+    )
 }
 
 /// See [`super::Kernel::decode`].

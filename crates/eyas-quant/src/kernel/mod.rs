@@ -12,9 +12,6 @@ use crate::quant_type::Decision;
 /// The smallest absmax a value is divided by, so that the reciprocal stays finite.
 pub(crate) const MIN_ABSMAX: f32 = 1e-38;
 
-/// Bits of the first `f32` magnitude that is not finite.
-const INFINITE: u32 = 0x7f80_0000;
-
 /// Which form of the loops to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kernel {
@@ -49,7 +46,11 @@ impl Kernel {
         assert_eq!(values.len(), absmax.len() * block_size);
         assert_eq!(packed.len(), values.len() / 2);
         match self {
-            Self::Scalar => scalar_encode_blocks(values, block_size, decision, packed, absmax),
+            Self::Scalar => {
+                encode_each(values, block_size, packed, absmax, self::absmax, |block, inverse, packed| {
+                    encode_pairs(block.iter().map(|v| v * inverse), decision, packed);
+                })
+            }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: this form is built only where AVX2 was detected; the lengths are checked above.
             Self::Avx2 => unsafe { avx2::encode_blocks(values, block_size, decision, packed, absmax) },
@@ -137,22 +138,24 @@ pub(crate) fn encode_pairs(
     }
 }
 
-fn scalar_encode_blocks(
+/// The frame of every form of [`Kernel::encode_blocks`]: `absmax` finds a block's scale, and `encode` packs the block
+/// multiplied by a number.
+#[inline(always)]
+fn encode_each(
     values: &[f32],
     block_size: usize,
-    decision: &Decision,
     packed: &mut [u8],
     absmaxes: &mut [f32],
+    absmax: impl Fn(&[f32]) -> f32,
+    encode: impl Fn(&[f32], f32, &mut [u8]),
 ) -> bool {
-    for ((block, packed), out) in
-        values.chunks_exact(block_size).zip(packed.chunks_exact_mut(block_size / 2)).zip(absmaxes)
-    {
+    let blocks = values.chunks_exact(block_size).zip(packed.chunks_exact_mut(block_size / 2));
+    for ((block, packed), out) in blocks.zip(absmaxes) {
         *out = absmax(block);
         if !out.is_finite() {
             return false;
         }
-        let inverse = 1.0 / out.max(MIN_ABSMAX);
-        encode_pairs(block.iter().map(|v| v * inverse), decision, packed);
+        encode(block, 1.0 / out.max(MIN_ABSMAX), packed);
     }
     true
 }

@@ -3,7 +3,12 @@
 //! Every output element is one chain of fused multiply-adds in the order of `k`, so the result depends neither on
 //! the instruction set nor on how rows and columns are grouped.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{__m256, __m512};
+
 use crate::cpu::simd::Level;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::vector::Floats;
 
 /// Rows of the left operand that are multiplied at once.
 pub(super) const ROWS: usize = 6;
@@ -137,47 +142,20 @@ impl Tile {
         }
     }
 
-    /// Two registers of eight columns for each row: twelve sums in flight at six rows.
+    /// A panel at a time.
     ///
     /// # Safety
     /// As [`Tile::run`].
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
     unsafe fn avx2<const R: usize>(self) {
-        use std::arch::x86_64::*;
         for panel in 0..self.panels {
-            let mut sums = [[_mm256_setzero_ps(); 2]; R];
-            // SAFETY: the caller's.
-            unsafe {
-                let c = self.c.add(panel * COLS);
-                if self.accumulate {
-                    for i in 0..R {
-                        sums[i] = [
-                            _mm256_loadu_ps(c.add(i * self.c_row)),
-                            _mm256_loadu_ps(c.add(i * self.c_row + 8)),
-                        ];
-                    }
-                }
-                let (mut a, mut b) = (self.a, self.b.add(panel * self.b_panel));
-                for _ in 0..self.k {
-                    let columns = [_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8))];
-                    for i in 0..R {
-                        let row = _mm256_broadcast_ss(&*a.add(i * self.a_row));
-                        sums[i][0] = _mm256_fmadd_ps(row, columns[0], sums[i][0]);
-                        sums[i][1] = _mm256_fmadd_ps(row, columns[1], sums[i][1]);
-                    }
-                    a = a.wrapping_add(self.a_col);
-                    b = b.wrapping_add(self.b_row);
-                }
-                for i in 0..R {
-                    _mm256_storeu_ps(c.add(i * self.c_row), sums[i][0]);
-                    _mm256_storeu_ps(c.add(i * self.c_row + 8), sums[i][1]);
-                }
-            }
+            // SAFETY: the caller's; the panel exists.
+            unsafe { self.vectors::<__m256, R, 2>(panel) };
         }
     }
 
-    /// One register a panel and row, two panels at once.
+    /// Two panels at a time.
     ///
     /// # Safety
     /// As [`Tile::run`].
@@ -189,51 +167,54 @@ impl Tile {
             // SAFETY: the caller's; both panels exist.
             unsafe {
                 if panel + 2 <= self.panels {
-                    self.avx512_panels::<R, 2>(panel);
+                    self.vectors::<__m512, R, 2>(panel);
                     panel += 2;
                 } else {
-                    self.avx512_panels::<R, 1>(panel);
+                    self.vectors::<__m512, R, 1>(panel);
                     panel += 1;
                 }
             }
         }
     }
 
+    /// `N` vectors of columns from the beginning of a panel on, in it or in the next one too. Two are twelve sums in
+    /// flight at six rows.
+    ///
     /// # Safety
-    /// As [`Tile::run`], and the `P` panels from `panel` on exist.
+    /// As [`Tile::run`], and the panels exist.
     #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn avx512_panels<const R: usize, const P: usize>(self, panel: usize) {
-        use std::arch::x86_64::*;
-        let mut sums = [[_mm512_setzero_ps(); P]; R];
+    #[inline(always)]
+    unsafe fn vectors<V: Floats, const R: usize, const N: usize>(self, panel: usize) {
         // SAFETY: the caller's.
         unsafe {
+            let mut sums = [[V::zero(); N]; R];
             let c = self.c.add(panel * COLS);
             if self.accumulate {
                 for i in 0..R {
-                    for p in 0..P {
-                        sums[i][p] = _mm512_loadu_ps(c.add(i * self.c_row + p * COLS));
+                    for n in 0..N {
+                        sums[i][n] = V::load(c.add(i * self.c_row + n * V::LANES));
                     }
                 }
             }
             let (mut a, mut b) = (self.a, self.b.add(panel * self.b_panel));
             for _ in 0..self.k {
-                let mut columns = [_mm512_setzero_ps(); P];
-                for p in 0..P {
-                    columns[p] = _mm512_loadu_ps(b.add(p * self.b_panel));
+                let mut columns = [V::zero(); N];
+                for n in 0..N {
+                    let (panel, col) = (n * V::LANES / COLS, n * V::LANES % COLS);
+                    columns[n] = V::load(b.add(panel * self.b_panel + col));
                 }
                 for i in 0..R {
-                    let row = _mm512_set1_ps(*a.add(i * self.a_row));
-                    for p in 0..P {
-                        sums[i][p] = _mm512_fmadd_ps(row, columns[p], sums[i][p]);
+                    let row = V::splat(*a.add(i * self.a_row));
+                    for n in 0..N {
+                        sums[i][n] = row.mul_add(columns[n], sums[i][n]);
                     }
                 }
                 a = a.wrapping_add(self.a_col);
                 b = b.wrapping_add(self.b_row);
             }
             for i in 0..R {
-                for p in 0..P {
-                    _mm512_storeu_ps(c.add(i * self.c_row + p * COLS), sums[i][p]);
+                for n in 0..N {
+                    sums[i][n].store(c.add(i * self.c_row + n * V::LANES));
                 }
             }
         }

@@ -8,18 +8,13 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
+use super::dense::{End, Step, dense, dots, pair_order, total};
 use super::{AHEAD, Dot, Few, FourBitRows, check};
 use crate::cpu::decode::STEP;
-use crate::cpu::simd::Isa;
+use crate::cpu::vector::Floats;
 
 /// Vectors of sixteen.
 pub(super) struct Avx512;
-
-impl Avx512 {
-    pub fn is_supported() -> bool {
-        Isa::Avx512.is_usable()
-    }
-}
 
 /// Codes in sixteen words.
 pub(super) const GROUP: usize = 128;
@@ -37,160 +32,65 @@ const GROUP_ORDER: [usize; GROUP] = {
     order
 };
 
-/// The low halves of sixteen words of two, then the high ones.
-const PAIR_ORDER: [usize; 32] = {
-    let mut order = [0; 32];
-    let mut i = 0;
-    while i < 32 {
-        order[i] = i % 16 * 2 + i / 16;
-        i += 1;
-    }
-    order
-};
-
 impl Dot for Avx512 {
     const FOUR_BIT_ORDER: &'static [usize] = &GROUP_ORDER;
-    const BF16_ORDER: &'static [usize] = &PAIR_ORDER;
+    const BF16_ORDER: &'static [usize] = &pair_order::<32>();
     const FOUR_BIT_STEP: usize = STEP;
 
-    fn f32<const T: usize>(row: &[f32], x: Few<'_>) -> [f32; T] {
-        check(x, T, row.len());
-        // SAFETY: this type is used only where the processor has the instructions; `x` is checked above.
-        unsafe { dot_f32::<T>(row, x) }
+    fn f32<const T: usize>(rows: &[f32], x: Few<'_>, sums: &mut [[f32; T]]) {
+        dense::<f32, 1, T>(rows, x, sums);
     }
 
-    fn f16<const T: usize>(row: &[f16], x: Few<'_>) -> [f32; T] {
-        check(x, T, row.len());
-        // SAFETY: as above.
-        unsafe { dot_f16::<T>(row, x) }
+    fn f16<const T: usize>(rows: &[f16], x: Few<'_>, sums: &mut [[f32; T]]) {
+        dense::<f16, 1, T>(rows, x, sums);
     }
 
     fn bf16<const T: usize>(rows: &[bf16], x: Few<'_>, sums: &mut [[f32; T]]) {
-        check(x, T, rows.len() / sums.len().max(1));
-        // SAFETY: as above.
-        unsafe { dots_bf16::<T>(rows, x, sums) }
+        dense::<bf16, 2, T>(rows, x, sums);
     }
 
     fn four_bit<const T: usize>(rows: FourBitRows<'_>, x: Few<'_>, sums: &mut [[f32; T]]) {
         let depth = rows.check(sums.len());
         check(x, T, depth.next_multiple_of(GROUP));
-        // SAFETY: as above, and there is a scale for every code.
+        // SAFETY: this type is used only where the processor has the instructions; `x` is checked above, and there is a
+        // scale for every code.
         unsafe { dots_four_bit::<T>(rows, depth, x, sums) }
+    }
+}
+
+dense!(__m512, "avx512f,avx512vl,avx512bw,avx512dq");
+
+impl End for __m512 {
+    #[inline(always)]
+    unsafe fn end<const N: usize, const T: usize>(
+        mut sums: [[Self; N]; T],
+        rest: &[f32],
+        done: usize,
+        x: Few<'_>,
+    ) -> [f32; T] {
+        for start in (0..rest.len()).step_by(16) {
+            let mask = lanes(rest.len() - start);
+            // SAFETY: the caller promises the instructions; the lanes read lie inside `rest` and every row of `x`.
+            unsafe {
+                let weights = _mm512_maskz_loadu_ps(mask, rest.as_ptr().add(start));
+                for (t, sums) in sums.iter_mut().enumerate() {
+                    let x = x.values.as_ptr().add(t * x.stride + done + start);
+                    sums[0] = weights.mul_add(_mm512_maskz_loadu_ps(mask, x), sums[0]);
+                }
+            }
+        }
+        let mut out = [0.0; T];
+        for t in 0..T {
+            // SAFETY: the caller promises the instructions.
+            out[t] = unsafe { total(sums[t]).sum() };
+        }
+        out
     }
 }
 
 /// The first `n` lanes.
 fn lanes(n: usize) -> u16 {
     if n >= 16 { u16::MAX } else { (1 << n) - 1 }
-}
-
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn totals<const T: usize>(sums: [__m512; T]) -> [f32; T] {
-    let mut out = [0.0; T];
-    for t in 0..T {
-        out[t] = _mm512_reduce_add_ps(sums[t]);
-    }
-    out
-}
-
-/// # Safety
-/// The processor has the instructions; `x` has `T` rows as long as `row`.
-#[target_feature(enable = "avx512f")]
-unsafe fn dot_f32<const T: usize>(row: &[f32], x: Few<'_>) -> [f32; T] {
-    let mut sums = [_mm512_setzero_ps(); T];
-    let mut done = 0;
-    while done < row.len() {
-        let mask = lanes(row.len() - done);
-        // SAFETY: the lanes read lie inside the row and every row of `x`.
-        unsafe {
-            let weights = _mm512_maskz_loadu_ps(mask, row.as_ptr().add(done));
-            for (t, sum) in sums.iter_mut().enumerate() {
-                let x = _mm512_maskz_loadu_ps(mask, x.values.as_ptr().add(t * x.stride + done));
-                *sum = _mm512_fmadd_ps(weights, x, *sum);
-            }
-        }
-        done += 16;
-    }
-    totals(sums)
-}
-
-/// # Safety
-/// As [`dot_f32`].
-#[target_feature(enable = "avx512f,avx512vl,avx512bw")]
-unsafe fn dot_f16<const T: usize>(row: &[f16], x: Few<'_>) -> [f32; T] {
-    let mut sums = [_mm512_setzero_ps(); T];
-    let mut done = 0;
-    while done < row.len() {
-        let mask = lanes(row.len() - done);
-        // SAFETY: the lanes read lie inside the row and every row of `x`.
-        unsafe {
-            let weights = _mm256_maskz_loadu_epi16(mask, row.as_ptr().add(done).cast());
-            let weights = _mm512_cvtph_ps(weights);
-            for (t, sum) in sums.iter_mut().enumerate() {
-                let x = _mm512_maskz_loadu_ps(mask, x.values.as_ptr().add(t * x.stride + done));
-                *sum = _mm512_fmadd_ps(weights, x, *sum);
-            }
-        }
-        done += 16;
-    }
-    totals(sums)
-}
-
-/// # Safety
-/// As [`dot_f32`]; the columns of `x` are in [`Dot::BF16_ORDER`].
-#[target_feature(enable = "avx512f,avx512vl,avx512bw")]
-unsafe fn dots_bf16<const T: usize>(rows: &[bf16], x: Few<'_>, out: &mut [[f32; T]]) {
-    let depth = rows.len() / out.len().max(1);
-    for (number, out) in out.iter_mut().enumerate() {
-        // SAFETY: `x` has `T` rows as long as this one.
-        *out = unsafe { dot_bf16(&rows[number * depth..(number + 1) * depth], x) };
-    }
-}
-
-/// # Safety
-/// As [`dots_bf16`], with one row.
-#[target_feature(enable = "avx512f,avx512vl,avx512bw")]
-#[inline]
-unsafe fn dot_bf16<const T: usize>(row: &[bf16], x: Few<'_>) -> [f32; T] {
-    let mut sums = [[_mm512_setzero_ps(); 2]; T];
-    let high = _mm512_set1_epi32(0xFFFF_0000_u32 as i32);
-    let whole = row.len() / 32 * 32;
-    for done in (0..whole).step_by(32) {
-        // SAFETY: 32 elements from `done` lie inside the row and every row of `x`.
-        unsafe {
-            let pairs = row.as_ptr().add(done);
-            _mm_prefetch::<_MM_HINT_T0>(pairs.wrapping_byte_add(AHEAD).cast());
-            let pairs = _mm512_loadu_si512(pairs.cast());
-            let even = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs));
-            let odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, high));
-            for (t, sums) in sums.iter_mut().enumerate() {
-                let x = x.values.as_ptr().add(t * x.stride + done);
-                sums[0] = _mm512_fmadd_ps(even, _mm512_loadu_ps(x), sums[0]);
-                sums[1] = _mm512_fmadd_ps(odd, _mm512_loadu_ps(x.add(16)), sums[1]);
-            }
-        }
-    }
-    // What is left lies in order.
-    let mut done = whole;
-    while done < row.len() {
-        let mask = lanes(row.len() - done);
-        // SAFETY: the lanes read lie inside the row and every row of `x`.
-        unsafe {
-            let weights = _mm256_maskz_loadu_epi16(mask, row.as_ptr().add(done).cast());
-            let weights = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(weights));
-            for (t, sums) in sums.iter_mut().enumerate() {
-                let x = _mm512_maskz_loadu_ps(mask, x.values.as_ptr().add(t * x.stride + done));
-                sums[0] = _mm512_fmadd_ps(_mm512_castsi512_ps(weights), x, sums[0]);
-            }
-        }
-        done += 16;
-    }
-    let mut both = [_mm512_setzero_ps(); T];
-    for t in 0..T {
-        both[t] = _mm512_add_ps(sums[t][0], sums[t][1]);
-    }
-    totals(both)
 }
 
 /// # Safety
@@ -257,7 +157,12 @@ unsafe fn dot_four_bit<const T: usize>(levels: __m512, row: FourBitRows<'_>, x: 
             }
         }
     }
-    totals(sums)
+    let mut out = [0.0; T];
+    for t in 0..T {
+        // SAFETY: this function has the instructions.
+        out[t] = unsafe { sums[t].sum() };
+    }
+    out
 }
 
 #[cfg(test)]
@@ -289,16 +194,5 @@ mod tests {
         }
         assert!(seen.iter().all(|&n| n == 1));
         assert_eq!(ordered.iter().filter(|&&x| x == 0.0).count(), 2 * GROUP - depth);
-    }
-
-    #[test]
-    fn halves_of_words_meet_their_columns() {
-        let x: Vec<f32> = (0..40).map(|i| i as f32).collect();
-        let mut ordered = vec![0.0; 40];
-        reorder(&x, 40, &PAIR_ORDER, 40, &mut ordered);
-        for i in 0..16 {
-            assert_eq!((ordered[i], ordered[16 + i]), (2.0 * i as f32, 2.0 * i as f32 + 1.0));
-        }
-        assert_eq!(ordered[32..], x[32..]);
     }
 }

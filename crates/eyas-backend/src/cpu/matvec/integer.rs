@@ -11,6 +11,7 @@ use super::{AHEAD, FourBitRows, reorder};
 use crate::cpu::decode::LEVEL;
 use crate::cpu::panel::quantise;
 use crate::cpu::scratch::{Buffer, Scratch};
+use crate::cpu::vector::Floats;
 
 /// Columns of `x`, and codes of a row, that share a scale.
 pub(super) const GROUP: usize = 64;
@@ -119,7 +120,8 @@ unsafe fn dots<const T: usize>(rows: FourBitRows<'_>, x: &Quantised<'_>, out: &m
             }
         }
         for t in 0..T {
-            out[t] = super::avx2::sum(sums[t]);
+            // SAFETY: this function has the instructions.
+            out[t] = unsafe { sums[t].sum() };
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{Dot, Few, FourBitRows};
+use super::{Dense, Dot, Few, FourBitRows};
 
 /// Plain loops, with as many sums as a compiler needs to use vectors.
 pub(super) struct Portable;
@@ -12,20 +12,16 @@ impl Dot for Portable {
     const BF16_ORDER: &'static [usize] = &[];
     const FOUR_BIT_STEP: usize = 0;
 
-    fn f32<const T: usize>(row: &[f32], x: Few<'_>) -> [f32; T] {
-        dot(row.len(), |i| row[i], x)
+    fn f32<const T: usize>(rows: &[f32], x: Few<'_>, sums: &mut [[f32; T]]) {
+        dense(rows, x, sums);
     }
 
-    fn f16<const T: usize>(row: &[f16], x: Few<'_>) -> [f32; T] {
-        dot(row.len(), |i| row[i].to_f32(), x)
+    fn f16<const T: usize>(rows: &[f16], x: Few<'_>, sums: &mut [[f32; T]]) {
+        dense(rows, x, sums);
     }
 
     fn bf16<const T: usize>(rows: &[bf16], x: Few<'_>, sums: &mut [[f32; T]]) {
-        let depth = rows.len() / sums.len().max(1);
-        for (row, sums) in sums.iter_mut().enumerate() {
-            let values = &rows[row * depth..][..depth];
-            *sums = dot(depth, |i| f32::from_bits(u32::from(values[i].to_bits()) << 16), x);
-        }
+        dense(rows, x, sums);
     }
 
     fn four_bit<const T: usize>(rows: FourBitRows<'_>, x: Few<'_>, sums: &mut [[f32; T]]) {
@@ -39,6 +35,14 @@ impl Dot for Portable {
             };
             *sums = dot(depth, value, x);
         }
+    }
+}
+
+fn dense<E: Dense, const T: usize>(rows: &[E], x: Few<'_>, sums: &mut [[f32; T]]) {
+    let depth = rows.len() / sums.len().max(1);
+    for (number, sums) in sums.iter_mut().enumerate() {
+        let row = &rows[number * depth..][..depth];
+        *sums = dot(depth, |i| row[i].to_f32(), x);
     }
 }
 

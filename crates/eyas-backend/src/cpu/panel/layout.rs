@@ -6,6 +6,8 @@ use super::super::simd::{Level, vectorised};
 
 /// How a type is laid out in a panel.
 pub(in super::super) trait Layout: Sized {
+    /// Neighbours along the depth that lie side by side: as many as a 32-bit word holds.
+    const PER_WORD: usize = size_of::<u32>() / size_of::<Self>();
     /// Elements along the depth that share a scale.
     const GROUP: usize = usize::MAX;
     /// Elements that hold a group's scale, behind it; none where the type has no scales.

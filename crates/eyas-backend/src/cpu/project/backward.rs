@@ -5,8 +5,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::thin::{Thin, thin_products};
-use super::{Part, Update, blocks, row_tasks};
-use crate::cpu::dropout::{Kept, Mask};
+use super::{Layers, blocks, row_tasks};
+use crate::cpu::dropout::Kept;
 use crate::cpu::microkernel::Kernel;
 use crate::cpu::panel::{Layout, Source, packed_len};
 use crate::cpu::product::{Factor, Left, Output, multiply_block};
@@ -15,14 +15,7 @@ use crate::cpu::tasks::in_order;
 
 /// Operands of the backward.
 pub(super) struct Backward<'a> {
-    pub(super) scratch: &'a Scratch,
-    pub(super) tokens: usize,
-    pub(super) in_features: usize,
-    pub(super) out_features: usize,
-    pub(super) rank: usize,
-    pub(super) parts: &'a [Part<'a>],
-    pub(super) updates: &'a [Option<Update<'a>>],
-    pub(super) mask: Option<Mask>,
+    pub(super) layers: Layers<'a>,
     pub(super) x: &'a [f32],
     pub(super) hidden: &'a [f32],
     pub(super) dy: &'a [f32],
@@ -41,63 +34,61 @@ enum Task {
 
 impl Backward<'_> {
     pub(super) fn run<K: Kernel>(&self, grads: &mut [f32], dx: Option<(&mut [f32], bool)>) {
-        let scratch = self.scratch;
-        let needed = |p: usize| dx.is_some() || self.updates[p].is_some();
-        let dy: Vec<_> = (0..self.parts.len())
+        let Layers { scratch, tokens, in_features, out_features, rank, ref parts, ref updates, mask } =
+            self.layers;
+        let needed = |p: usize| dx.is_some() || updates[p].is_some();
+        let dy: Vec<_> = (0..parts.len())
             .map(|p| {
-                let cols = if needed(p) { self.parts[p].cols() } else { 0..0 };
-                Left::new::<K>(scratch, self.dy, self.tokens, self.out_features, cols)
+                let cols = if needed(p) { parts[p].cols() } else { 0..0 };
+                Left::new::<K>(scratch, self.dy, tokens, out_features, cols)
             })
             .collect();
         // The gradient of `hidden`, scaled; then both transposed, for the products over tokens.
-        let mut d_hidden = scratch.take::<f32>(self.tokens * self.rank);
-        let thin: Vec<_> = self
-            .updates
+        let mut d_hidden = scratch.take::<f32>(tokens * rank);
+        let thin: Vec<_> = updates
             .iter()
             .enumerate()
             .filter_map(|(p, update)| {
                 let update = update.as_ref()?;
                 Some(Thin {
                     left: &dy[p],
-                    depth: self.parts[p].out_features,
+                    depth: parts[p].out_features,
                     right: Source::Matrix { values: update.b, stride: update.r, scale: update.scaling },
                     col: update.hidden,
                     cols: update.r,
                 })
             })
             .collect();
-        thin_products::<K>(scratch, self.tokens, &thin, None, Output::new(&mut d_hidden, self.rank));
-        let transposed = [self.hidden, &d_hidden].map(|values| transpose::<K>(scratch, values, self.rank));
-        let stride = packed_len::<K>(self.tokens);
-        let [hidden_t, d_hidden_t] = [0, 1].map(|i| Left::from_rows(&transposed[i], stride, self.tokens));
-        let d_hidden_rows: Vec<_> = self
-            .updates
+        thin_products::<K>(scratch, tokens, &thin, None, Output::new(&mut d_hidden, rank));
+        let transposed = [self.hidden, &d_hidden].map(|values| transpose::<K>(scratch, values, rank));
+        let stride = packed_len::<K>(tokens);
+        let [hidden_t, d_hidden_t] = [0, 1].map(|i| Left::from_rows(&transposed[i], stride, tokens));
+        let d_hidden_rows: Vec<_> = updates
             .iter()
             .map(|update| {
                 let cols = update.map_or(0..0, |update| update.hidden..update.hidden + update.r);
-                Left::new::<K>(scratch, &d_hidden, self.tokens, self.rank, cols)
+                Left::new::<K>(scratch, &d_hidden, tokens, rank, cols)
             })
             .collect();
 
         let mut tasks = Vec::new();
         if dx.is_some() {
-            let blocks = row_tasks(self.tokens, blocks(self.in_features).collect());
+            let blocks = row_tasks(tokens, blocks(in_features).collect());
             tasks.extend(blocks.into_iter().map(|(cols, rows)| Task::Input(cols, rows)));
         }
-        if self.rank > 0 {
-            tasks.extend(blocks(self.in_features).map(Task::A));
-            for (p, part) in self.parts.iter().enumerate().filter(|(p, _)| self.updates[*p].is_some()) {
+        if rank > 0 {
+            tasks.extend(blocks(in_features).map(Task::A));
+            for (p, part) in parts.iter().enumerate().filter(|(p, _)| updates[*p].is_some()) {
                 tasks.extend(blocks(part.out_features).map(|cols| Task::B(p, cols)));
             }
         }
         let grads = Output::new(grads, 0);
         let (dx, add) = match dx {
-            Some((dx, add)) => (Output::new(dx, self.in_features), add),
+            Some((dx, add)) => (Output::new(dx, in_features), add),
             None => (Output::new(&mut [], 0), false),
         };
         // Two products read the mask: it is drawn once for both.
-        let kept =
-            self.mask.filter(|_| self.rank > 0).map(|mask| mask.draw(scratch, self.tokens, self.in_features));
+        let kept = mask.filter(|_| rank > 0).map(|mask| mask.draw(scratch, tokens, in_features));
         let kept = kept.as_ref();
         in_order(&tasks, |task| {
             // SAFETY: the kernel was chosen for this processor; the tasks write disjoint blocks of `dx` and of the
@@ -129,33 +120,32 @@ impl Backward<'_> {
         dx: Output<'_>,
         add: bool,
     ) {
-        let mut factors: Vec<_> = self
-            .parts
+        let Layers { scratch, in_features, ref parts, ref updates, .. } = self.layers;
+        let mut factors: Vec<_> = parts
             .iter()
             .zip(dy)
             .map(|(part, left)| Factor { left, right: Source::Weight(part.weight) })
             .collect();
-        let low_rank: Vec<_> = self
-            .updates
+        let low_rank: Vec<_> = updates
             .iter()
             .zip(d_hidden)
             .filter_map(|(update, left)| {
                 let values = update.as_ref()?.a;
-                Some(Factor { left, right: Source::Matrix { values, stride: self.in_features, scale: 1.0 } })
+                Some(Factor { left, right: Source::Matrix { values, stride: in_features, scale: 1.0 } })
             })
             .collect();
         let Some(kept) = kept.filter(|_| !low_rank.is_empty()) else {
             factors.extend(low_rank);
             // SAFETY: the caller's promises.
-            return unsafe { multiply_block::<K>(self.scratch, &factors, rows, cols, dx, add) };
+            return unsafe { multiply_block::<K>(scratch, &factors, rows, cols, dx, add) };
         };
         let width = cols.len();
-        let mut values = self.scratch.take::<f32>(rows.len() * width);
+        let mut values = scratch.take::<f32>(rows.len() * width);
         // SAFETY: the caller's promises; `values` are this task's own.
         unsafe {
-            multiply_block::<K>(self.scratch, &factors, rows.clone(), cols.clone(), dx, add);
+            multiply_block::<K>(scratch, &factors, rows.clone(), cols.clone(), dx, add);
             let update = Output::new(&mut values, width);
-            multiply_block::<K>(self.scratch, &low_rank, rows.clone(), cols.clone(), update, false);
+            multiply_block::<K>(scratch, &low_rank, rows.clone(), cols.clone(), update, false);
             for (i, values) in values.chunks_exact(width).enumerate() {
                 kept.apply::<true>(rows.start + i, cols.start, values, dx.row(i, 0..width));
             }
@@ -173,28 +163,29 @@ impl Backward<'_> {
         cols: Range<usize>,
         grads: Output<'_>,
     ) {
-        let (values, stride) = (self.x, self.in_features);
+        let Layers { scratch, in_features, rank, ref parts, ref updates, .. } = self.layers;
+        let (values, stride) = (self.x, in_features);
         let right = match kept {
             Some(kept) => Source::Dropped { values, stride, kept },
             None => Source::Matrix { values, stride, scale: 1.0 },
         };
         let width = cols.len();
-        let mut sums = self.scratch.take::<f32>(self.rank * width);
+        let mut sums = scratch.take::<f32>(rank * width);
         // SAFETY: the caller's promises; `sums` are this task's own.
         unsafe {
             let factors = [Factor { left: d_hidden, right }];
             multiply_block::<K>(
-                self.scratch,
+                scratch,
                 &factors,
-                0..self.rank,
+                0..rank,
                 cols.clone(),
                 Output::new(&mut sums, width),
                 false,
             );
-            for (part, update) in self.parts.iter().zip(self.updates) {
+            for (part, update) in parts.iter().zip(updates) {
                 let (Some(update), Some(slot)) = (update, part.slot) else { continue };
                 for i in 0..update.r {
-                    let first = slot.a + i * self.in_features;
+                    let first = slot.a + i * in_features;
                     let sums = &sums[(update.hidden + i) * width..][..width];
                     for (grad, sum) in grads.row(0, first + cols.start..first + cols.end).iter_mut().zip(sums)
                     {
@@ -216,16 +207,17 @@ impl Backward<'_> {
         cols: Range<usize>,
         grads: Output<'_>,
     ) {
-        let part = &self.parts[p];
-        let (Some(update), Some(slot)) = (&self.updates[p], part.slot) else { return };
-        let right = Source::Matrix { values: self.dy, stride: self.out_features, scale: 1.0 };
+        let Layers { scratch, out_features, ref parts, ref updates, .. } = self.layers;
+        let part = &parts[p];
+        let (Some(update), Some(slot)) = (&updates[p], part.slot) else { return };
+        let right = Source::Matrix { values: self.dy, stride: out_features, scale: 1.0 };
         let width = cols.len();
-        let mut sums = self.scratch.take::<f32>(update.r * width);
+        let mut sums = scratch.take::<f32>(update.r * width);
         // SAFETY: the caller's promises; `sums` are this task's own.
         unsafe {
             let factors = [Factor { left: hidden, right }];
             multiply_block::<K>(
-                self.scratch,
+                scratch,
                 &factors,
                 update.hidden..update.hidden + update.r,
                 part.col + cols.start..part.col + cols.end,

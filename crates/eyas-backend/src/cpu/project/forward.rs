@@ -1,25 +1,16 @@
 //! The forward product.
 
 use super::thin::{Thin, thin_products};
-use super::{Part, Update, blocks, row_tasks};
-use crate::cpu::dropout::Mask;
+use super::{Layers, blocks, row_tasks};
 use crate::cpu::matvec;
 use crate::cpu::microkernel::Kernel;
 use crate::cpu::panel::Source;
 use crate::cpu::product::{Factor, Left, Output, multiply_block};
-use crate::cpu::scratch::Scratch;
 use crate::cpu::tasks::in_order;
 
 /// Operands of the forward.
 pub(super) struct Forward<'a> {
-    pub(super) scratch: &'a Scratch,
-    pub(super) tokens: usize,
-    pub(super) in_features: usize,
-    pub(super) out_features: usize,
-    pub(super) rank: usize,
-    pub(super) parts: &'a [Part<'a>],
-    pub(super) updates: &'a [Option<Update<'a>>],
-    pub(super) mask: Option<Mask>,
+    pub(super) layers: Layers<'a>,
     pub(super) x: &'a [f32],
     pub(super) add: bool,
 }
@@ -28,16 +19,21 @@ impl Forward<'_> {
     /// Few tokens: every weight is read once and met by all of them.
     /// In `f32` if `exact`.
     pub(super) fn few(&self, hidden: &mut [f32], y: &mut [f32], exact: bool) {
-        if self.rank > 0 {
+        let Layers { scratch, tokens, in_features, out_features, rank, ref parts, ref updates, mask } =
+            self.layers;
+        let multiply = |x: &[f32], jobs: &[matvec::Job<'_>], out: Output<'_>, add| {
+            matvec::Multiply { scratch, tokens, depth: in_features, x, jobs, out, add, exact }.run();
+        };
+        if rank > 0 {
             let mut dropped;
-            let x = match self.mask {
+            let x = match mask {
                 None => self.x,
                 Some(mask) => {
-                    dropped = self.scratch.take::<f32>(self.x.len());
+                    dropped = scratch.take::<f32>(self.x.len());
                     for (t, (x, out)) in self
                         .x
-                        .chunks_exact(self.in_features)
-                        .zip(dropped.chunks_exact_mut(self.in_features))
+                        .chunks_exact(in_features)
+                        .zip(dropped.chunks_exact_mut(in_features))
                         .enumerate()
                     {
                         mask.apply(t, x, out);
@@ -45,8 +41,7 @@ impl Forward<'_> {
                     &dropped
                 }
             };
-            let jobs: Vec<_> = self
-                .updates
+            let jobs: Vec<_> = updates
                 .iter()
                 .flatten()
                 .map(|update| matvec::Job {
@@ -57,13 +52,11 @@ impl Forward<'_> {
                     update: None,
                 })
                 .collect();
-            let hidden = Output::new(hidden, self.rank);
-            matvec::multiply(self.scratch, self.tokens, self.in_features, x, &jobs, hidden, false, exact);
+            multiply(x, &jobs, Output::new(hidden, rank), false);
         }
-        let jobs: Vec<_> = self
-            .parts
+        let jobs: Vec<_> = parts
             .iter()
-            .zip(self.updates)
+            .zip(updates)
             .map(|(part, update)| matvec::Job {
                 weight: matvec::Rows::Weight(part.weight),
                 rows: part.out_features,
@@ -74,52 +67,50 @@ impl Forward<'_> {
                     r: update.r,
                     scaling: update.scaling,
                     hidden: &hidden[update.hidden..],
-                    stride: self.rank,
+                    stride: rank,
                 }),
             })
             .collect();
-        let y = Output::new(y, self.out_features);
-        matvec::multiply(self.scratch, self.tokens, self.in_features, self.x, &jobs, y, self.add, exact);
+        multiply(self.x, &jobs, Output::new(y, out_features), self.add);
     }
 
     pub(super) fn many<K: Kernel>(&self, hidden: &mut [f32], y: &mut [f32]) {
-        let x = Left::new::<K>(self.scratch, self.x, self.tokens, self.in_features, 0..self.in_features);
-        let thin: Vec<_> = self
-            .updates
+        let Layers { scratch, tokens, in_features, out_features, rank, ref parts, ref updates, mask } =
+            self.layers;
+        let x = Left::new::<K>(scratch, self.x, tokens, in_features, 0..in_features);
+        let thin: Vec<_> = updates
             .iter()
             .flatten()
             .map(|update| Thin {
-                right: Source::MatrixTransposed { values: update.a, stride: self.in_features, scale: 1.0 },
+                right: Source::MatrixTransposed { values: update.a, stride: in_features, scale: 1.0 },
                 left: &x,
-                depth: self.in_features,
+                depth: in_features,
                 col: update.hidden,
                 cols: update.r,
             })
             .collect();
-        let dropped = self.mask.map(|mask| (mask, self.x));
-        thin_products::<K>(self.scratch, self.tokens, &thin, dropped, Output::new(hidden, self.rank));
-        let hidden: Vec<_> = self
-            .updates
+        let dropped = mask.map(|mask| (mask, self.x));
+        thin_products::<K>(scratch, tokens, &thin, dropped, Output::new(hidden, rank));
+        let hidden: Vec<_> = updates
             .iter()
             .map(|update| {
                 update.map(|update| {
                     let cols = update.hidden..update.hidden + update.r;
-                    Left::new::<K>(self.scratch, hidden, self.tokens, self.rank, cols)
+                    Left::new::<K>(scratch, hidden, tokens, rank, cols)
                 })
             })
             .collect();
-        let blocks = self
-            .parts
+        let blocks = parts
             .iter()
             .enumerate()
             .flat_map(|(p, part)| blocks(part.out_features).map(move |cols| (p, cols)));
-        let tasks = row_tasks(self.tokens, blocks.collect());
-        let y = Output::new(y, self.out_features);
+        let tasks = row_tasks(tokens, blocks.collect());
+        let y = Output::new(y, out_features);
         in_order(&tasks, |((p, cols), rows)| {
             let p = *p;
-            let part = &self.parts[p];
+            let part = &parts[p];
             let mut factors = vec![Factor { left: &x, right: Source::WeightTransposed(part.weight) }];
-            if let (Some(update), Some(hidden)) = (&self.updates[p], &hidden[p]) {
+            if let (Some(update), Some(hidden)) = (&updates[p], &hidden[p]) {
                 let right =
                     Source::MatrixTransposed { values: update.b, stride: update.r, scale: update.scaling };
                 factors.push(Factor { left: hidden, right });
@@ -127,7 +118,7 @@ impl Forward<'_> {
             let y = y.at(rows.start, part.col + cols.start);
             // SAFETY: the kernel was chosen for this processor; the tasks' blocks do not overlap.
             unsafe {
-                multiply_block::<K>(self.scratch, &factors, rows.clone(), cols.clone(), y, self.add);
+                multiply_block::<K>(scratch, &factors, rows.clone(), cols.clone(), y, self.add);
                 if let Some(bias) = part.bias {
                     let bias = &bias.data()[cols.clone()];
                     for row in 0..rows.len() {

@@ -251,11 +251,11 @@ macro_rules! with_f32 {
     ($function:ident($($arg:expr),*)) => {{
         #[cfg(target_arch = "x86_64")]
         if Level::Avx2 <= Level::detect() {
-            $function::<crate::cpu::avx2::Avx2F32>($($arg),*);
+            $function::<crate::cpu::tile::Avx2F32>($($arg),*);
         }
         #[cfg(target_arch = "x86_64")]
         if Level::Avx512 <= Level::detect() {
-            $function::<crate::cpu::avx512::Avx512F32>($($arg),*);
+            $function::<crate::cpu::tile::Avx512F32>($($arg),*);
         }
         $function::<PortableF32>($($arg),*);
     }};
@@ -345,12 +345,12 @@ fn kernels_match_their_emulations() {
             _ if !kernel.is_supported() => eprintln!("skipped: this processor has not the {kernel} kernel"),
             MatmulKernel::AmxBf16 => check_emulated::<AmxBf16, EmulatedAmx>(),
             MatmulKernel::I16 => {
-                check_emulated::<crate::cpu::avx2::Avx2I16, PortableI16<16>>();
+                check_emulated::<crate::cpu::tile::Avx2I16, PortableI16<16>>();
                 if Isa::Avx512Vnni.is_usable() {
-                    check_emulated::<crate::cpu::avx512::Avx512I16, PortableI16<32>>();
+                    check_emulated::<crate::cpu::tile::Avx512I16, PortableI16<32>>();
                 }
             }
-            _ => check_emulated::<crate::cpu::avx512::Avx512Bf16, PortableBf16>(),
+            _ => check_emulated::<crate::cpu::tile::Avx512Bf16, PortableBf16>(),
         }
     }
 }
@@ -406,32 +406,24 @@ fn gradients_match_finite_differences() {
         .unwrap();
         y.data[..10 * 21].iter().zip(&setup.dy.data).map(|(&y, &dy)| f64::from(y) * f64::from(dy)).sum()
     };
-    let step = 0.5f32;
-    for i in (0..10 * 40).step_by(7) {
-        let old = setup.x.data[i];
-        setup.x.data[i] = old + step;
-        let up = loss(&setup);
-        setup.x.data[i] = old - step;
-        let down = loss(&setup);
-        setup.x.data[i] = old;
-        let slope = (up - down) / f64::from(2.0 * step);
-        assert!(
-            (slope - f64::from(dx.data[i])).abs() < 1e-4 * (1.0 + slope.abs()),
-            "x[{i}]: {slope} {}",
-            dx.data[i]
-        );
-    }
-    for i in (0..setup.params.data.len()).step_by(3) {
-        let old = setup.params.data[i];
-        setup.params.data[i] = old + step;
-        let up = loss(&setup);
-        setup.params.data[i] = old - step;
-        let down = loss(&setup);
-        setup.params.data[i] = old;
-        let slope = (up - down) / f64::from(2.0 * step);
-        let got = f64::from(grads.data[i]);
-        assert!((slope - got).abs() < 1e-4 * (1.0 + slope.abs()), "params[{i}]: {slope} {got}");
-    }
+    let mut check = |name: &str, values: fn(&mut Setup) -> &mut [f32], gradient: &[f32], every: usize| {
+        const STEP: f32 = 0.5;
+        for (i, &got) in gradient.iter().enumerate().step_by(every) {
+            let old = values(&mut setup)[i];
+            let [up, down] = [old + STEP, old - STEP].map(|value| {
+                values(&mut setup)[i] = value;
+                loss(&setup)
+            });
+            values(&mut setup)[i] = old;
+            let slope = (up - down) / f64::from(2.0 * STEP);
+            assert!(
+                (slope - f64::from(got)).abs() < 1e-4 * (1.0 + slope.abs()),
+                "{name}[{i}]: {slope} {got}"
+            );
+        }
+    };
+    check("x", |setup| &mut setup.x.data, &dx.data[..10 * 40], 7);
+    check("params", |setup| &mut setup.params.data, &grads.data, 3);
 }
 
 #[test]
@@ -468,7 +460,7 @@ fn results_do_not_depend_on_threads_or_scratch() {
                 with_f32!(collect(&setup, &mut results));
                 #[cfg(target_arch = "x86_64")]
                 if MatmulKernel::I16.is_supported() {
-                    collect::<crate::cpu::avx2::Avx2I16>(&setup, &mut results);
+                    collect::<crate::cpu::tile::Avx2I16>(&setup, &mut results);
                 }
                 results
             })
