@@ -284,30 +284,17 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
         dqkv: &mut Self::Tensor,
     ) -> Result<()>;
     /// Stores the keys and values of the batch in the cache: row `slot * positions + position`, `keys` and `values`
-    /// `[slots * positions, kv_heads * head_dim]`.
+    /// `[slots * positions, kv_heads * head_dim]`. Where `rope` is given, [`Backend::rope`] comes before.
     fn cache_write(
         &self,
         batch: &Self::Batch,
         layout: &QkvLayout,
-        positions: usize,
-        qkv: &Self::Tensor,
-        keys: &mut Self::Tensor,
-        values: &mut Self::Tensor,
-    ) -> Result<()>;
-    /// [`Backend::rope`], then [`Backend::cache_write`] of what it made.
-    fn rope_cached(
-        &self,
-        batch: &Self::Batch,
-        layout: &QkvLayout,
-        rope: &Rope<Self>,
+        rope: Option<&Rope<Self>>,
         positions: usize,
         qkv: &mut Self::Tensor,
         keys: &mut Self::Tensor,
         values: &mut Self::Tensor,
-    ) -> Result<()> {
-        self.rope(batch, layout, rope, qkv, false)?;
-        self.cache_write(batch, layout, positions, qkv, keys, values)
-    }
+    ) -> Result<()>;
     /// Causal attention of the batch's queries over the cache of their slot, the batch's own keys included.
     fn attention_cached(
         &self,

@@ -406,28 +406,14 @@ impl Backend for CudaBackend {
         &self,
         batch: &CudaBatch,
         layout: &QkvLayout,
-        positions: usize,
-        qkv: &CudaTensor,
-        keys: &mut CudaTensor,
-        values: &mut CudaTensor,
-    ) -> Result<()> {
-        self.timed("cache_write", String::new, || {
-            self.run_cache_write(batch, layout, positions, qkv, keys, values)
-        })
-    }
-
-    fn rope_cached(
-        &self,
-        batch: &CudaBatch,
-        layout: &QkvLayout,
-        rope: &Rope<Self>,
+        rope: Option<&Rope<Self>>,
         positions: usize,
         qkv: &mut CudaTensor,
         keys: &mut CudaTensor,
         values: &mut CudaTensor,
     ) -> Result<()> {
-        self.timed("rope_cached", String::new, || {
-            self.run_rope_cached(batch, layout, rope, positions, qkv, keys, values)
+        self.timed("cache_write", String::new, || {
+            self.run_cache_write(batch, layout, rope, positions, qkv, keys, values)
         })
     }
 

@@ -388,12 +388,7 @@ impl<B: Backend> Block<B> {
                 backend.attention(batch, &self.attention, &kept.qkv, &mut kept.attention, &mut kept.lse)?;
             }
             KeyValues::Cache { keys, values, positions } => {
-                match pass.rope {
-                    Some(rope) => {
-                        backend.rope_cached(batch, layout, rope, positions, &mut kept.qkv, keys, values)?;
-                    }
-                    None => backend.cache_write(batch, layout, positions, &kept.qkv, keys, values)?,
-                }
+                backend.cache_write(batch, layout, pass.rope, positions, &mut kept.qkv, keys, values)?;
                 backend.attention_cached(
                     batch,
                     &self.attention,

@@ -170,7 +170,7 @@ impl Backend for Counting {
         rope(&(), &QkvLayout, &Rope<Self>, &mut T, bool);
         attention(&(), &AttentionSpec<Self>, &T, &mut T, &mut T);
         attention_backward(&(), &AttentionSpec<Self>, &T, &T, &T, &T, &mut T);
-        cache_write(&(), &QkvLayout, usize, &T, &mut T, &mut T);
+        cache_write(&(), &QkvLayout, Option<&Rope<Self>>, usize, &mut T, &mut T, &mut T);
         attention_cached(&(), &AttentionSpec<Self>, usize, &T, &T, &T, &mut T);
         activation(usize, Activation, &T, &mut T);
         activation_backward(usize, Activation, &T, &mut T);

@@ -417,11 +417,15 @@ impl Backend for CpuBackend {
         &self,
         batch: &CpuBatch,
         layout: &QkvLayout,
+        rope: Option<&Rope<Self>>,
         positions: usize,
-        qkv: &CpuTensor,
+        qkv: &mut CpuTensor,
         keys: &mut CpuTensor,
         values: &mut CpuTensor,
     ) -> Result<()> {
+        if let Some(rope) = rope {
+            self.rope(batch, layout, rope, qkv, false)?;
+        }
         attention::cache_write(batch, layout, positions, qkv, keys, values)
     }
 
