@@ -248,6 +248,14 @@ impl Backend for CudaBackend {
         self.hold_for_copy(buffer)
     }
 
+    fn host_values<'b>(&self, buffer: &'b CudaHostBuffer) -> Result<&'b [f32]> {
+        buffer.values()
+    }
+
+    fn host_values_mut<'b>(&self, buffer: &'b mut CudaHostBuffer) -> Result<&'b mut [f32]> {
+        buffer.values_mut()
+    }
+
     fn new_batch(&self, max_tokens: usize, max_sequences: usize) -> Result<CudaBatch> {
         self.create_batch(max_tokens, max_sequences)
     }

@@ -144,6 +144,14 @@ impl Backend for Counting {
         Ok(())
     }
 
+    fn host_values<'b>(&self, _: &'b ()) -> Result<&'b [f32]> {
+        Ok(&[])
+    }
+
+    fn host_values_mut<'b>(&self, _: &'b mut ()) -> Result<&'b mut [f32]> {
+        Ok(&mut [])
+    }
+
     fn new_batch(&self, _: usize, _: usize) -> Result<()> {
         Ok(())
     }

@@ -256,6 +256,14 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn host_values<'b>(&self, buffer: &'b CpuTensor) -> Result<&'b [f32]> {
+        Ok(buffer.data())
+    }
+
+    fn host_values_mut<'b>(&self, buffer: &'b mut CpuTensor) -> Result<&'b mut [f32]> {
+        Ok(buffer.rows_mut(buffer.rows))
+    }
+
     fn new_batch(&self, max_tokens: usize, max_sequences: usize) -> Result<CpuBatch> {
         Ok(CpuBatch { max_tokens, max_sequences, ..CpuBatch::default() })
     }

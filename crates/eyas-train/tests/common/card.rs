@@ -350,6 +350,16 @@ impl Backend for Card {
         self.cpu.zeros(dtype, rows, cols)
     }
 
+    fn host_values<'b>(&self, buffer: &'b CpuTensor) -> Result<&'b [f32]> {
+        self.at("host_values")?;
+        self.cpu.host_values(buffer)
+    }
+
+    fn host_values_mut<'b>(&self, buffer: &'b mut CpuTensor) -> Result<&'b mut [f32]> {
+        self.at("host_values")?;
+        self.cpu.host_values_mut(buffer)
+    }
+
     fn new_batch(&self, max_tokens: usize, max_sequences: usize) -> Result<CpuBatch> {
         self.cpu.new_batch(max_tokens, max_sequences)
     }
