@@ -42,7 +42,7 @@ pub struct OpTime {
 ///   adapters and optimiser state are `f32`.
 /// - An operation and its backward share a name: `norm`, `norm_backward`. A backward adds to or sets its output as
 ///   its [`Write`] argument says.
-/// - Work is queued in order; only `download` and [`Backend::synchronize`] wait for it. Nothing is
+/// - Work is queued in order; only `download`, `host_values` and [`Backend::synchronize`] wait for it. Nothing is
 ///   allocated on the device by an operation once a step of the same size has run.
 /// - The same inputs give the same bits on the same device.
 ///
@@ -159,6 +159,10 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
     fn fetch(&self, tokens: usize, from: &Self::HostBuffer, to: &mut Self::Tensor) -> Result<()>;
     /// Holds back what is queued from now on until the buffer's last copy has run; the caller does not wait.
     fn await_copy(&self, buffer: &Self::HostBuffer) -> Result<()>;
+    /// The values of a buffer of `f32`, row by row. Waits for its last copy.
+    fn host_values<'b>(&self, buffer: &'b Self::HostBuffer) -> Result<&'b [f32]>;
+    /// As [`Backend::host_values`], to write.
+    fn host_values_mut<'b>(&self, buffer: &'b mut Self::HostBuffer) -> Result<&'b mut [f32]>;
     /// Room for a batch of at most this many tokens and sequences.
     fn new_batch(&self, max_tokens: usize, max_sequences: usize) -> Result<Self::Batch>;
     /// Replaces the batch on the device.
@@ -284,30 +288,17 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
         dqkv: &mut Self::Tensor,
     ) -> Result<()>;
     /// Stores the keys and values of the batch in the cache: row `slot * positions + position`, `keys` and `values`
-    /// `[slots * positions, kv_heads * head_dim]`.
+    /// `[slots * positions, kv_heads * head_dim]`. Where `rope` is given, [`Backend::rope`] comes before.
     fn cache_write(
         &self,
         batch: &Self::Batch,
         layout: &QkvLayout,
-        positions: usize,
-        qkv: &Self::Tensor,
-        keys: &mut Self::Tensor,
-        values: &mut Self::Tensor,
-    ) -> Result<()>;
-    /// [`Backend::rope`], then [`Backend::cache_write`] of what it made.
-    fn rope_cached(
-        &self,
-        batch: &Self::Batch,
-        layout: &QkvLayout,
-        rope: &Rope<Self>,
+        rope: Option<&Rope<Self>>,
         positions: usize,
         qkv: &mut Self::Tensor,
         keys: &mut Self::Tensor,
         values: &mut Self::Tensor,
-    ) -> Result<()> {
-        self.rope(batch, layout, rope, qkv, false)?;
-        self.cache_write(batch, layout, positions, qkv, keys, values)
-    }
+    ) -> Result<()>;
     /// Causal attention of the batch's queries over the cache of their slot, the batch's own keys included.
     fn attention_cached(
         &self,

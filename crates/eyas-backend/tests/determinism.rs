@@ -159,9 +159,9 @@ fn the_cache_gives_what_the_whole_sequence_gives() {
             let mut flat = FlatBatch::new();
             flat.push_cached(2, start as u32, &vec![0; piece]).unwrap();
             let batch = load(&flat);
-            let qkv = tensor(piece, width, &qkv[start * width..(start + piece) * width]);
+            let mut qkv = tensor(piece, width, &qkv[start * width..(start + piece) * width]);
             let mut out = zeros(piece, columns);
-            backend.cache_write(&batch, &layout, positions, &qkv, &mut keys, &mut values).unwrap();
+            backend.cache_write(&batch, &layout, None, positions, &mut qkv, &mut keys, &mut values).unwrap();
             backend.attention_cached(&batch, &spec, positions, &qkv, &keys, &values, &mut out).unwrap();
             assert_eq!(
                 out.data(),

@@ -52,11 +52,11 @@ fn positions_beyond_the_tables() {
     assert_says(result, "alibi has 3 positions; the longest sequence has 4");
 
     let (mut keys, mut values) = (zeros(6, 8), zeros(6, 8));
-    let result = backend.cache_write(&batch, &layout, 3, &qkv, &mut keys, &mut values);
+    let result = backend.cache_write(&batch, &layout, None, 3, &mut qkv, &mut keys, &mut values);
     assert_says(result, "position 3; a slot of the cache holds 3");
     let mut flat = FlatBatch::new();
     flat.push_cached(2, 0, &[1]).unwrap();
-    let result = backend.cache_write(&load(&flat), &layout, 3, &qkv, &mut keys, &mut values);
+    let result = backend.cache_write(&load(&flat), &layout, None, 3, &mut qkv, &mut keys, &mut values);
     assert_says(result, "keys is 6 x 8; at least 9 rows");
 }
 

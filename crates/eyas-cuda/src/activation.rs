@@ -4,6 +4,7 @@ use eyas_backend::{Activation, Result};
 
 use crate::CudaTensor;
 use crate::backend::CudaBackend;
+use crate::device::Ptr;
 use crate::kernels::{Grid, args};
 use crate::tensor::{check, is_vector};
 
@@ -24,17 +25,7 @@ impl CudaBackend {
         x: &CudaTensor,
         y: &mut CudaTensor,
     ) -> Result<()> {
-        let (op, f) = ("activation", y.cols());
-        check(op, "x", x, tokens, f * kind.fan_in(), self.dtype)?;
-        check(op, "y", y, tokens, f, self.dtype)?;
-        let chunks = tokens * f.div_ceil(8);
-        let vector = i32::from(is_vector(x.ptr(), f));
-        self.kernels.launch(
-            op,
-            self.dtype,
-            Grid::over(chunks),
-            args![x.ptr(), y.ptr(), chunks as u64, f as i32, number(kind), vector],
-        )
+        self.activate("activation", tokens, kind, x, ("y", y), [x.ptr(), y.ptr()])
     }
 
     pub(crate) fn run_activation_backward(
@@ -44,16 +35,29 @@ impl CudaBackend {
         dy: &CudaTensor,
         x: &mut CudaTensor,
     ) -> Result<()> {
-        let (op, f) = ("activation_backward", dy.cols());
+        self.activate("activation_backward", tokens, kind, x, ("dy", dy), [dy.ptr(), x.ptr()])
+    }
+
+    /// Both kernels: from the first to the second of two addresses, those of `x` and of what is as wide as its activation.
+    fn activate(
+        &self,
+        op: &'static str,
+        tokens: usize,
+        kind: Activation,
+        x: &CudaTensor,
+        (name, y): (&str, &CudaTensor),
+        [from, to]: [Ptr; 2],
+    ) -> Result<()> {
+        let f = y.cols();
         check(op, "x", x, tokens, f * kind.fan_in(), self.dtype)?;
-        check(op, "dy", dy, tokens, f, self.dtype)?;
+        check(op, name, y, tokens, f, self.dtype)?;
         let chunks = tokens * f.div_ceil(8);
         let vector = i32::from(is_vector(x.ptr(), f));
         self.kernels.launch(
             op,
             self.dtype,
             Grid::over(chunks),
-            args![dy.ptr(), x.ptr(), chunks as u64, f as i32, number(kind), vector],
+            args![from, to, chunks as u64, f as i32, number(kind), vector],
         )
     }
 }

@@ -1,6 +1,6 @@
 //! The key/value cache, and attention over it. See `kernels/cache.cu`.
 
-use eyas_backend::{AttentionSpec, DeviceTensor, QkvLayout, Result};
+use eyas_backend::{AttentionSpec, DeviceTensor, QkvLayout, Result, Rope};
 
 use crate::attention::{Bias, check_spec};
 use crate::backend::CudaBackend;
@@ -29,17 +29,22 @@ impl CudaBackend {
         batch.check_slots(op, rows.checked_div(positions).unwrap_or(0))
     }
 
+    /// See [`eyas_backend::Backend::cache_write`]; one kernel, whether it rotates or not.
     pub(crate) fn run_cache_write(
         &self,
         batch: &CudaBatch,
         layout: &QkvLayout,
+        rope: Option<&Rope<Self>>,
         positions: usize,
-        qkv: &CudaTensor,
+        qkv: &mut CudaTensor,
         keys: &mut CudaTensor,
         values: &mut CudaTensor,
     ) -> Result<()> {
         let op = "cache_write";
         self.check_cache(op, batch, layout, positions, qkv, keys, values)?;
+        if let Some(rope) = rope {
+            return self.rope_cached(batch, layout, rope, positions, qkv, keys, values);
+        }
         self.kernels.launch(
             op,
             self.dtype,

@@ -6,6 +6,7 @@ use eyas_backend::spec::check_copy_rows;
 use eyas_backend::{DeviceTensor, Result};
 
 use crate::backend::CudaBackend;
+use crate::device::Ptr;
 use crate::kernels::{Grid, args};
 use crate::tensor::{check, is_vector};
 use crate::weight::{Kind, type_number};
@@ -58,6 +59,20 @@ impl CudaBackend {
         unsafe { self.device.copy_on(tensor.at(to * cols), tensor.at(from.start * cols), bytes) }
     }
 
+    /// Checks so many rows of `x` and of `y`, which are equally wide, and returns the width.
+    fn width_of(
+        &self,
+        op: &'static str,
+        x: &CudaTensor,
+        from: usize,
+        y: &CudaTensor,
+        to: usize,
+    ) -> Result<usize> {
+        check(op, "x", x, from, x.cols(), self.dtype)?;
+        check(op, "y", y, to, x.cols(), self.dtype)?;
+        Ok(x.cols())
+    }
+
     fn rows_op(
         &self,
         op: &'static str,
@@ -66,10 +81,7 @@ impl CudaBackend {
         x: &CudaTensor,
         y: &mut CudaTensor,
     ) -> Result<()> {
-        let n = x.cols();
-        check(op, "x", x, tokens, n, self.dtype)?;
-        check(op, "y", y, tokens, n, self.dtype)?;
-        let len = tokens * n;
+        let len = tokens * self.width_of(op, x, tokens, y, tokens)?;
         let grid = Grid::over(len.div_ceil(8));
         self.kernels.launch(kernel, self.dtype, grid, args![x.ptr(), y.ptr(), len as u64, 1i32])
     }
@@ -81,12 +93,10 @@ impl CudaBackend {
         x: &CudaTensor,
         y: &mut CudaTensor,
     ) -> Result<()> {
-        let (op, n) = ("gather_targets", x.cols());
-        check(op, "x", x, batch.tokens(), n, self.dtype)?;
-        check(op, "y", y, targets.len(), n, self.dtype)?;
+        let (op, count) = ("gather_targets", targets.len());
+        let n = self.width_of(op, x, batch.tokens(), y, count)?;
         batch.check_range(op, &targets)?;
-        let rows = batch.rows_with_target(targets.start);
-        self.gather(targets.len(), rows, x, y, 0)
+        self.gather(count, n, batch.rows_with_target(targets.start), x, y, 0)
     }
 
     pub(crate) fn run_gather_last(
@@ -95,21 +105,20 @@ impl CudaBackend {
         x: &CudaTensor,
         y: &mut CudaTensor,
     ) -> Result<()> {
-        let (op, n) = ("gather_last", x.cols());
-        check(op, "x", x, batch.tokens(), n, self.dtype)?;
-        check(op, "y", y, batch.sequences(), n, self.dtype)?;
-        self.gather(batch.sequences(), batch.starts(), x, y, 1)
+        let count = batch.sequences();
+        let n = self.width_of("gather_last", x, batch.tokens(), y, count)?;
+        self.gather(count, n, batch.starts(), x, y, 1)
     }
 
     fn gather(
         &self,
         count: usize,
-        rows: crate::device::Ptr,
+        n: usize,
+        rows: Ptr,
         x: &CudaTensor,
         y: &mut CudaTensor,
         last: i32,
     ) -> Result<()> {
-        let n = x.cols();
         let vector = i32::from(is_vector(x.ptr(), n));
         self.kernels.launch(
             "gather_rows",
@@ -126,15 +135,14 @@ impl CudaBackend {
         x: &CudaTensor,
         y: &mut CudaTensor,
     ) -> Result<()> {
-        let (op, n) = ("scatter_targets", x.cols());
-        check(op, "x", x, targets.len(), n, self.dtype)?;
-        check(op, "y", y, batch.tokens(), n, self.dtype)?;
+        let (op, count) = ("scatter_targets", targets.len());
+        let n = self.width_of(op, x, count, y, batch.tokens())?;
         batch.check_range(op, &targets)?;
         let (rows, vector) = (batch.rows_with_target(targets.start), i32::from(is_vector(x.ptr(), n)));
         self.kernels.launch(
             "scatter_rows",
             self.dtype,
-            row_grid(targets.len(), n),
+            row_grid(count, n),
             args![x.ptr(), rows, y.ptr(), n as i32, vector],
         )
     }

@@ -6,9 +6,8 @@ use eyas_backend::{Dtype, Projection, Result};
 use crate::CudaTensor;
 use crate::backend::CudaBackend;
 use crate::device::Ptr;
-use crate::few_rows::FEW_ROWS;
+use crate::few_rows::{FEW_ROWS, FewRows};
 use crate::kernels::{Grid, KernelArg, args};
-use crate::project::Part;
 use crate::scratch::{ScratchGuard, Slot};
 use crate::tensor::is_vector;
 use crate::weight::{Kind, QuantizedArg};
@@ -100,36 +99,31 @@ impl CudaBackend {
             })
     }
 
-    /// See [`eyas_backend::Backend::project`]; without dropout.
+    /// See [`eyas_backend::Backend::project`].
     pub(crate) fn few_mma(
         &self,
         scratch: &mut ScratchGuard<'_>,
-        tokens: usize,
-        parts: &[Part<'_>],
-        params: Option<&CudaTensor>,
-        rank: usize,
-        x: &CudaTensor,
+        few: &FewRows<'_>,
         y: &mut CudaTensor,
-        saved: Option<Ptr>,
-        add: bool,
     ) -> Result<()> {
+        let &FewRows { tokens, parts, params, rank, x, add, .. } = few;
         let (k, n) = (x.cols(), y.cols());
-        let h = self.few_hidden(scratch, tokens, parts, params, rank, x, saved)?;
+        let h = self.few_hidden(scratch, few)?;
         let rows_of_tile = if tokens <= FEW_ROWS { 16 } else { BLOCK_ROWS };
         let mut tiles = 0;
         let mut list = Vec::with_capacity(PARTS);
         for part in parts {
             let Kind::Quantised(weight) = part.linear.weight.kind else { continue };
-            let lora = part.lora.zip(params);
+            let (b, r, scaling) = part.update(params);
             list.push(PartArg {
                 weight,
-                bias: part.linear.bias.as_ref().map_or(Ptr::NULL, CudaTensor::ptr),
-                b: lora.map_or(Ptr::NULL, |(lora, params)| params.at(lora.b)),
+                bias: part.bias(),
+                b,
                 rows: part.linear.out_features as i32,
                 column: part.column as i32,
-                r: lora.map_or(0, |(lora, _)| lora.r as i32),
+                r,
                 rank: part.rank as i32,
-                scaling: lora.map_or(0.0, |(lora, _)| lora.scaling),
+                scaling,
                 tile: tiles as i32,
             });
             tiles += part.linear.out_features.div_ceil(rows_of_tile);

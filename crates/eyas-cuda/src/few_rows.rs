@@ -42,18 +42,25 @@ struct Down {
 // SAFETY: the layout is that of `Down` in few_rows.cu.
 unsafe impl KernelArg for Down {}
 
+/// A projection of few tokens and what it is given, dropout aside.
+#[derive(Clone, Copy)]
+pub(crate) struct FewRows<'a> {
+    pub(crate) tokens: usize,
+    pub(crate) parts: &'a [Part<'a>],
+    /// The adapter's flat vector, and the ranks of all parts' updates.
+    pub(crate) params: Option<&'a CudaTensor>,
+    pub(crate) rank: usize,
+    pub(crate) x: &'a CudaTensor,
+    /// Where the low-rank activations go in the activations' type.
+    pub(crate) saved: Option<Ptr>,
+    /// Whether the result is added to what is there.
+    pub(crate) add: bool,
+}
+
 impl CudaBackend {
     /// `x A^T` of every part that has an update, side by side in f32, and to `saved` in the activations' type.
-    pub(crate) fn few_hidden(
-        &self,
-        scratch: &mut ScratchGuard<'_>,
-        tokens: usize,
-        parts: &[Part<'_>],
-        params: Option<&CudaTensor>,
-        rank: usize,
-        x: &CudaTensor,
-        saved: Option<Ptr>,
-    ) -> Result<Ptr> {
+    pub(crate) fn few_hidden(&self, scratch: &mut ScratchGuard<'_>, few: &FewRows<'_>) -> Result<Ptr> {
+        let &FewRows { tokens, parts, params, rank, x, saved, .. } = few;
         let Some(params) = params.filter(|_| rank > 0) else { return Ok(Ptr::NULL) };
         let h = scratch.get(Slot::Hidden, tokens * rank * 4)?;
         let updates: Vec<_> =
@@ -101,35 +108,21 @@ impl CudaBackend {
             })
     }
 
-    /// See [`eyas_backend::Backend::project`]; without dropout.
+    /// See [`eyas_backend::Backend::project`].
     pub(crate) fn few_rows(
         &self,
         scratch: &mut ScratchGuard<'_>,
-        tokens: usize,
-        parts: &[Part<'_>],
-        params: Option<&CudaTensor>,
-        rank: usize,
-        x: &CudaTensor,
+        few: &FewRows<'_>,
         y: &mut CudaTensor,
-        saved: Option<Ptr>,
-        add: bool,
     ) -> Result<()> {
+        let &FewRows { tokens, parts, params, rank, x, add, .. } = few;
         let (k, n, count) = (x.cols() as i32, y.cols() as u64, tokens as i32);
-        let h = self.few_hidden(scratch, tokens, parts, params, rank, x, saved)?;
+        let hidden = self.few_hidden(scratch, few)?;
         for part in parts {
-            let mut low = LowRank { h: Ptr::NULL, b: Ptr::NULL, ld_h: rank as i32, r: 0, scaling: 0.0 };
-            if let (Some(lora), Some(params)) = (part.lora, params) {
-                low = LowRank {
-                    h: h.add(part.rank * 4),
-                    b: params.at(lora.b),
-                    ld_h: rank as i32,
-                    r: lora.r as i32,
-                    scaling: lora.scaling,
-                };
-            }
-            let rows = part.linear.out_features;
-            let bias = part.linear.bias.as_ref().map_or(Ptr::NULL, CudaTensor::ptr);
-            let to = y.at(part.column);
+            let (b, r, scaling) = part.update(params);
+            let h = if r > 0 { hidden.add(part.rank * 4) } else { Ptr::NULL };
+            let low = LowRank { h, b, ld_h: rank as i32, r, scaling };
+            let (rows, bias, to) = (part.linear.out_features, part.bias(), y.at(part.column));
             // Four warps a block, two rows a warp.
             let grid = Grid::new(rows.div_ceil(8), 128);
             let add = i32::from(add);

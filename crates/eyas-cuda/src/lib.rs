@@ -27,6 +27,7 @@ mod matmul;
 mod moments;
 mod norm;
 mod offload;
+mod operations;
 mod optimizer;
 mod probe;
 mod profile;

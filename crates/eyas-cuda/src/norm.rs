@@ -133,23 +133,9 @@ impl CudaBackend {
         k_weight: &CudaTensor,
         qkv: &mut CudaTensor,
     ) -> Result<()> {
-        let op = "head_norm";
-        self.check_heads(op, tokens, layout, raw, q_weight, k_weight, qkv)?;
-        let warps = tokens * (layout.heads + 2 * layout.kv_heads);
-        self.kernels.launch(
-            op,
-            self.dtype,
-            Grid::new(warps.div_ceil(8), 256),
-            args![
-                raw.ptr(),
-                q_weight.ptr(),
-                k_weight.ptr(),
-                qkv.ptr(),
-                LayoutArg::from(layout),
-                tokens as i32,
-                eps
-            ],
-        )
+        // Values are copied.
+        let heads = layout.heads + 2 * layout.kv_heads;
+        self.norm_heads("head_norm", tokens, heads, layout, eps, raw, [q_weight, k_weight], qkv)
     }
 
     pub(crate) fn run_head_norm_backward(
@@ -162,39 +148,40 @@ impl CudaBackend {
         k_weight: &CudaTensor,
         dqkv: &mut CudaTensor,
     ) -> Result<()> {
-        let op = "head_norm_backward";
-        self.check_heads(op, tokens, layout, raw, q_weight, k_weight, dqkv)?;
-        let warps = tokens * (layout.heads + layout.kv_heads);
-        self.kernels.launch(
-            op,
-            self.dtype,
-            Grid::new(warps.div_ceil(8), 256),
-            args![
-                raw.ptr(),
-                q_weight.ptr(),
-                k_weight.ptr(),
-                dqkv.ptr(),
-                LayoutArg::from(layout),
-                tokens as i32,
-                eps
-            ],
-        )
+        let heads = layout.heads + layout.kv_heads;
+        self.norm_heads("head_norm_backward", tokens, heads, layout, eps, raw, [q_weight, k_weight], dqkv)
     }
 
-    fn check_heads(
+    /// Both kernels, a warp for each of so many heads of a token.
+    fn norm_heads(
         &self,
         op: &'static str,
         tokens: usize,
+        heads: usize,
         layout: &QkvLayout,
+        eps: f32,
         raw: &CudaTensor,
-        q_weight: &CudaTensor,
-        k_weight: &CudaTensor,
-        qkv: &CudaTensor,
+        [q_weight, k_weight]: [&CudaTensor; 2],
+        qkv: &mut CudaTensor,
     ) -> Result<()> {
         check_layout(op, layout)?;
         check(op, "raw", raw, tokens, layout.width(), self.dtype)?;
         check(op, "qkv", qkv, tokens, layout.width(), self.dtype)?;
         check(op, "q_weight", q_weight, 1, layout.head_dim, Dtype::F32)?;
-        check(op, "k_weight", k_weight, 1, layout.head_dim, Dtype::F32)
+        check(op, "k_weight", k_weight, 1, layout.head_dim, Dtype::F32)?;
+        self.kernels.launch(
+            op,
+            self.dtype,
+            Grid::new((tokens * heads).div_ceil(8), 256),
+            args![
+                raw.ptr(),
+                q_weight.ptr(),
+                k_weight.ptr(),
+                qkv.ptr(),
+                LayoutArg::from(layout),
+                tokens as i32,
+                eps
+            ],
+        )
     }
 }

@@ -79,6 +79,28 @@ impl CudaHostBuffer {
         }
         Ok(tokens * self.cols * tensor.dtype().size())
     }
+
+    /// Bytes of the values, once the last copy has run and they are `f32`.
+    fn settled(&self) -> Result<usize> {
+        if self.dtype != Dtype::F32 {
+            let reason = format!("the host memory is {:?}; F32 is needed", self.dtype);
+            return Err(Error::Shape { op: "host_values", reason });
+        }
+        // Copies run in order, so those before the last have run too.
+        self.done.wait()?;
+        Ok(self.rows * self.cols * self.dtype.size())
+    }
+
+    /// See [`eyas_backend::Backend::host_values`]. Pinned memory begins on a page, so the values are aligned.
+    pub(crate) fn values(&self) -> Result<&[f32]> {
+        let bytes = self.settled()?;
+        Ok(bytemuck::cast_slice(&self.pinned.bytes()[..bytes]))
+    }
+
+    pub(crate) fn values_mut(&mut self) -> Result<&mut [f32]> {
+        let bytes = self.settled()?;
+        Ok(bytemuck::cast_slice_mut(&mut self.pinned.bytes_mut()[..bytes]))
+    }
 }
 
 impl CudaBackend {

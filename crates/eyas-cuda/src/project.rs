@@ -11,7 +11,7 @@ use eyas_backend::{Adapter, Dtype, Error, Linear, LoraSlot, Projection, Result, 
 use crate::CudaTensor;
 use crate::backend::CudaBackend;
 use crate::device::Ptr;
-use crate::few_rows::FEW_ROWS;
+use crate::few_rows::{FEW_ROWS, FewRows};
 use crate::kernels::{Grid, args};
 use crate::matmul::{Direction, Product};
 use crate::scratch::{ScratchGuard, Slot};
@@ -35,6 +35,20 @@ pub(crate) struct Part<'a> {
     pub(crate) rank: usize,
     /// The update, when one is in force.
     pub(crate) lora: Option<LoraSlot>,
+}
+
+impl Part<'_> {
+    /// Its bias, or null.
+    pub(crate) fn bias(&self) -> Ptr {
+        self.linear.bias.as_ref().map_or(Ptr::NULL, CudaTensor::ptr)
+    }
+
+    /// B of its update in the adapter's flat vector, its ranks and its scaling; null and zeros without one.
+    pub(crate) fn update(&self, params: Option<&CudaTensor>) -> (Ptr, i32, f32) {
+        self.lora
+            .zip(params)
+            .map_or((Ptr::NULL, 0, 0.0), |(lora, params)| (params.at(lora.b), lora.r as i32, lora.scaling))
+    }
 }
 
 /// The parts of a projection, checked, with the updates that `adapter` has for them.
@@ -120,14 +134,13 @@ impl CudaBackend {
         let cols: usize = parts.iter().map(|part| part.linear.out_features).sum();
         let to = scratch.get(Slot::Bias, cols * size)?;
         for part in parts {
-            let from = part.linear.bias.as_ref().map_or(Ptr::NULL, CudaTensor::ptr);
             let n = part.linear.out_features;
             let grid = Grid::new(n.div_ceil(256), 256);
             self.kernels.launch(
                 "pack_bias",
                 self.dtype,
                 grid,
-                args![from, n as i32, to.add(part.column * size)],
+                args![part.bias(), n as i32, to.add(part.column * size)],
             )?;
         }
         Ok(Some(to))
@@ -220,11 +233,12 @@ impl CudaBackend {
         let hidden = hidden.as_deref().map(CudaTensor::ptr);
         let plain = adapter.is_none_or(|a| a.dropout.is_none());
         let params = adapter.map(|a| a.params);
+        let few = FewRows { tokens, parts: &parts, params, rank, x, saved: hidden, add };
         if plain && self.is_few_mma(tokens, projection, x) {
-            return self.few_mma(&mut scratch, tokens, &parts, params, rank, x, y, hidden, add);
+            return self.few_mma(&mut scratch, &few, y);
         }
         if tokens <= FEW_ROWS && plain && self.is_few_rows(projection, x) {
-            return self.few_rows(&mut scratch, tokens, &parts, params, rank, x, y, hidden, add);
+            return self.few_rows(&mut scratch, &few, y);
         }
         let bias = self.pack_bias(&mut scratch, &parts)?;
         let in_scratch = !self.is_direct(projection);
@@ -263,14 +277,12 @@ impl CudaBackend {
             for part in &parts {
                 let to = weight.add((part.column * ld + k) * size);
                 let rows = part.linear.out_features;
-                let (b, r, scaling) = part
-                    .lora
-                    .map_or((Ptr::NULL, 0, 0.0), |lora| (adapter.params.at(lora.b), lora.r, lora.scaling));
+                let (b, r, scaling) = part.update(Some(adapter.params));
                 self.kernels.launch(
                     "widen",
                     self.dtype,
                     Grid::over(rows * spare),
-                    args![to, ld as u64, rows as i32, spare as i32, b, part.rank as i32, r as i32, scaling],
+                    args![to, ld as u64, rows as i32, spare as i32, b, part.rank as i32, r, scaling],
                 )?;
             }
             let (from, to) = ((wide, ld), (y.ptr(), n));

@@ -3,23 +3,38 @@
 use eyas_backend::{DeviceTensor, Dtype, Error, QkvLayout, Result, Rope};
 
 use crate::backend::CudaBackend;
+use crate::device::Ptr;
 use crate::kernels::{Grid, args};
 use crate::norm::{LayoutArg, check_layout};
 use crate::tensor::check;
 use crate::{CudaBatch, CudaTensor};
 
+/// What both kernels take besides the batch's queries, keys and values.
+struct Rotary {
+    positions: Ptr,
+    cosines: Ptr,
+    sines: Ptr,
+    layout: LayoutArg,
+    tokens: i32,
+    /// Pairs of a head.
+    half: i32,
+    /// Whether eight may be read at once.
+    vector: i32,
+}
+
 impl CudaBackend {
-    /// Checks the operands; the pairs of a head, and whether eight may be read at once.
-    fn check_rope(
+    /// Checks the operands; what the kernels take, and threads for so many heads a token.
+    fn rotary(
         &self,
         op: &'static str,
         batch: &CudaBatch,
         layout: &QkvLayout,
         rope: &Rope<Self>,
         qkv: &CudaTensor,
-    ) -> Result<(usize, bool)> {
+        heads: usize,
+    ) -> Result<(Rotary, Grid)> {
         check_layout(op, layout)?;
-        let (positions, half) = rope.cos.shape();
+        let (tokens, (positions, half)) = (batch.tokens(), rope.cos.shape());
         if rope.dim != half * 2 || rope.dim > layout.head_dim {
             let (dim, head) = (rope.dim, layout.head_dim);
             return Err(Error::Shape {
@@ -27,7 +42,7 @@ impl CudaBackend {
                 reason: format!("{dim} elements of a head of {head}, a table of {half} pairs"),
             });
         }
-        check(op, "qkv", qkv, batch.tokens(), layout.width(), self.dtype)?;
+        check(op, "qkv", qkv, tokens, layout.width(), self.dtype)?;
         check(op, "cos", &rope.cos, positions, half, Dtype::F32)?;
         check(op, "sin", &rope.sin, positions, half, Dtype::F32)?;
         batch.check_positions(op, positions)?;
@@ -40,7 +55,16 @@ impl CudaBackend {
             layout.value_offset,
             layout.kv_stride,
         ];
-        Ok((half, columns.iter().all(|column| column.is_multiple_of(8))))
+        let rotary = Rotary {
+            positions: batch.positions(),
+            cosines: rope.cos.ptr(),
+            sines: rope.sin.ptr(),
+            layout: LayoutArg::from(layout),
+            tokens: tokens as i32,
+            half: half as i32,
+            vector: i32::from(columns.iter().all(|column| column.is_multiple_of(8))),
+        };
+        Ok((rotary, Grid::over(tokens * heads * half.div_ceil(8))))
     }
 
     pub(crate) fn run_rope(
@@ -51,27 +75,19 @@ impl CudaBackend {
         qkv: &mut CudaTensor,
         inverse: bool,
     ) -> Result<()> {
-        let (op, tokens) = ("rope", batch.tokens());
-        let (half, vector) = self.check_rope(op, batch, layout, rope, qkv)?;
+        let (op, heads) = ("rope", layout.heads + layout.kv_heads);
+        let (r, grid) = self.rotary(op, batch, layout, rope, qkv, heads)?;
+        let turn = if inverse { -1.0f32 } else { 1.0 };
         self.kernels.launch(
             op,
             self.dtype,
-            Grid::over(tokens * (layout.heads + layout.kv_heads) * half.div_ceil(8)),
-            args![
-                qkv.ptr(),
-                batch.positions(),
-                rope.cos.ptr(),
-                rope.sin.ptr(),
-                LayoutArg::from(layout),
-                tokens as i32,
-                half as i32,
-                if inverse { -1.0f32 } else { 1.0 },
-                i32::from(vector)
-            ],
+            grid,
+            args![qkv.ptr(), r.positions, r.cosines, r.sines, r.layout, r.tokens, r.half, turn, r.vector],
         )
     }
 
-    pub(crate) fn run_rope_cached(
+    /// Rotates, and writes keys and values to a cache that was checked.
+    pub(crate) fn rope_cached(
         &self,
         batch: &CudaBatch,
         layout: &QkvLayout,
@@ -81,22 +97,21 @@ impl CudaBackend {
         keys: &mut CudaTensor,
         values: &mut CudaTensor,
     ) -> Result<()> {
-        let (op, tokens) = ("rope_cached", batch.tokens());
-        let (half, vector) = self.check_rope(op, batch, layout, rope, qkv)?;
-        self.check_cache(op, batch, layout, positions, qkv, keys, values)?;
+        let (op, heads) = ("rope_cached", layout.heads + 2 * layout.kv_heads);
+        let (r, grid) = self.rotary(op, batch, layout, rope, qkv, heads)?;
         self.kernels.launch(
             op,
             self.dtype,
-            Grid::over(tokens * (layout.heads + 2 * layout.kv_heads) * half.div_ceil(8)),
+            grid,
             args![
                 qkv.ptr(),
-                batch.positions(),
-                rope.cos.ptr(),
-                rope.sin.ptr(),
-                LayoutArg::from(layout),
-                tokens as i32,
-                half as i32,
-                i32::from(vector),
+                r.positions,
+                r.cosines,
+                r.sines,
+                r.layout,
+                r.tokens,
+                r.half,
+                r.vector,
                 batch.sequence(),
                 batch.slots(),
                 positions as i32,

@@ -43,6 +43,30 @@ fn copies_are_waited_for() {
     }
 }
 
+/// The host reads what a copy brought and writes what one has taken, with no wait but that of asking for the values.
+#[test]
+fn the_host_waits_for_copies() {
+    let Some(backend) = backend(Dtype::Bf16) else { return };
+    let cols = 1 << 24;
+    let mut x = backend.zeros(Dtype::F32, 1, cols).unwrap();
+    let mut buffer = backend.new_host_buffer(Dtype::F32, 1, cols).unwrap();
+    let mut values = vec![0.0; cols];
+    for round in 1..4 {
+        let value = round as f32;
+        backend.upload(&vec![value; cols], &mut x).unwrap();
+        backend.offload(1, &x, &mut buffer).unwrap();
+        assert!(backend.host_values(&buffer).unwrap().iter().all(|seen| *seen == value), "{round}");
+        backend.host_values_mut(&mut buffer).unwrap().fill(-value);
+        backend.fetch(1, &buffer, &mut x).unwrap();
+        backend.host_values_mut(&mut buffer).unwrap().fill(f32::NAN);
+        backend.await_copy(&buffer).unwrap();
+        backend.download(&x, &mut values).unwrap();
+        assert!(values.iter().all(|seen| *seen == -value), "{round}");
+    }
+    let half = backend.new_host_buffer(Dtype::Bf16, 1, 8).unwrap();
+    assert!(backend.host_values(&half).unwrap_err().to_string().contains("F32 is needed"));
+}
+
 #[test]
 fn paged_moments_take_no_memory_of_the_card() {
     let Some(backend) = backend(Dtype::F32) else { return };

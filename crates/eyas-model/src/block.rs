@@ -4,7 +4,7 @@
 //! stream from the block's output to its input and adds the gradients of the low-rank updates on the way. Norms and
 //! activations are recomputed from what was kept, which costs no matrix product.
 
-use eyas_backend::{Adapter, AttentionSpec, Backend, NormSpec, Projection, Rope, Write};
+use eyas_backend::{Adapter, AttentionSpec, Backend, Projection, Rope, Write};
 
 use crate::Result;
 use crate::activations::{BlockActivations, Hidden, Scratch};
@@ -19,6 +19,32 @@ pub struct Norm<B: Backend> {
     pub weight: B::Tensor,
     /// `[1, n]`.
     pub bias: Option<B::Tensor>,
+}
+
+impl<B: Backend> Norm<B> {
+    /// `scratch.normed = norm(x)`, with its statistics in `scratch.stats`.
+    fn forward(&self, pass: &BlockPass<'_, B>, x: &B::Tensor, scratch: &mut Scratch<B>) -> Result<()> {
+        let (tokens, spec, bias) = (pass.batch.tokens(), pass.decoder.norm, self.bias.as_ref());
+        let Scratch { normed, stats, .. } = scratch;
+        Ok(pass.backend.norm(tokens, spec, x, &self.weight, bias, normed, stats)?)
+    }
+
+    /// Adds the gradient of `x` to `scratch.gradient`, from that of its norm in `scratch.normed_gradient`.
+    fn backward(&self, pass: &BlockPass<'_, B>, x: &B::Tensor, scratch: &mut Scratch<B>) -> Result<()> {
+        let (tokens, spec) = (pass.batch.tokens(), pass.decoder.norm);
+        let Scratch { stats, normed_gradient, gradient, .. } = scratch;
+        let weight = &self.weight;
+        Ok(pass.backend.norm_backward(
+            tokens,
+            spec,
+            x,
+            weight,
+            stats,
+            normed_gradient,
+            gradient,
+            Write::Add,
+        )?)
+    }
 }
 
 /// The frozen weights of a block.
@@ -105,10 +131,6 @@ pub struct BlockPass<'a, B: Backend> {
 }
 
 impl<B: Backend> BlockPass<'_, B> {
-    fn norm(&self) -> NormSpec {
-        self.decoder.norm
-    }
-
     fn adapter(&self, kind: ProjectionKind) -> Option<Adapter<'_, B>> {
         self.adapter.and_then(|adapter| adapter.of(self.index, kind))
     }
@@ -130,18 +152,7 @@ impl<B: Backend> Block<B> {
         key_values: KeyValues<'_, B>,
     ) -> Result<()> {
         self.forward_to_mlp(pass, x, Some(y), kept, hidden, scratch, key_values)?;
-        let (backend, tokens) = (pass.backend, pass.batch.tokens());
-        backend.activation(tokens, pass.decoder.mlp.activation, &kept.mlp, &mut scratch.activated)?;
-        backend.project(
-            tokens,
-            &self.mlp_out,
-            pass.adapter(ProjectionKind::MlpOut),
-            &scratch.activated,
-            y,
-            hidden.of(ProjectionKind::MlpOut),
-            Write::Add,
-        )?;
-        Ok(())
+        self.mlp_to_stream(pass, kept, y, hidden, scratch)
     }
 
     /// As [`Block::forward`] where no backward follows: `x` becomes the output, and nothing is copied.
@@ -157,27 +168,18 @@ impl<B: Backend> Block<B> {
         scratch: &mut Scratch<B>,
         key_values: KeyValues<'_, B>,
     ) -> Result<()> {
-        let (backend, tokens) = (pass.backend, pass.batch.tokens());
-        self.norm1(pass, x, scratch)?;
-        self.qkv(pass, kept, hidden, scratch)?;
-        self.attend(pass, kept, key_values)?;
-        let mut project = |kind, of: &Projection<B>, from: &B::Tensor, to: &mut B::Tensor, write| {
-            backend.project(tokens, of, pass.adapter(kind), from, to, hidden.of(kind), write)
-        };
+        self.attend(pass, x, kept, hidden, scratch, key_values)?;
         // Where both branches start from the input, its norm comes before the first adds to it.
         let sequential = pass.decoder.wiring == Wiring::Sequential;
         if !sequential {
             self.norm2(pass, x, scratch)?;
         }
-        let out = &self.attention_out;
-        project(ProjectionKind::AttentionOut, out, &kept.attention, x, Write::Add)?;
+        self.project(pass, ProjectionKind::AttentionOut, &kept.attention, x, hidden, Write::Add)?;
         if sequential {
             self.norm2(pass, x, scratch)?;
         }
-        project(ProjectionKind::MlpIn, &self.mlp_in, &scratch.normed, &mut kept.mlp, Write::Set)?;
-        backend.activation(tokens, pass.decoder.mlp.activation, &kept.mlp, &mut scratch.activated)?;
-        project(ProjectionKind::MlpOut, &self.mlp_out, &scratch.activated, x, Write::Add)?;
-        Ok(())
+        self.project(pass, ProjectionKind::MlpIn, &scratch.normed, &mut kept.mlp, hidden, Write::Set)?;
+        self.mlp_to_stream(pass, kept, x, hidden, scratch)
     }
 
     /// Recomputes what [`Block::forward`] kept, from the block's input. The MLP's second half is left out: nothing
@@ -208,25 +210,13 @@ impl<B: Backend> Block<B> {
         scratch: &mut Scratch<B>,
         key_values: KeyValues<'_, B>,
     ) -> Result<()> {
+        self.attend(pass, x, kept, hidden, scratch, key_values)?;
         let (backend, tokens) = (pass.backend, pass.batch.tokens());
-        self.norm1(pass, x, scratch)?;
-        self.qkv(pass, kept, hidden, scratch)?;
-        self.attend(pass, kept, key_values)?;
-
-        let adapter = pass.adapter(ProjectionKind::AttentionOut);
-        let low_rank = hidden.of(ProjectionKind::AttentionOut);
+        let (kind, attention) = (ProjectionKind::AttentionOut, &kept.attention);
         match (&mut kept.middle, pass.decoder.wiring) {
             (Some(middle), Wiring::Sequential) => {
                 backend.copy(tokens, x, middle)?;
-                backend.project(
-                    tokens,
-                    &self.attention_out,
-                    adapter,
-                    &kept.attention,
-                    middle,
-                    low_rank,
-                    Write::Add,
-                )?;
+                self.project(pass, kind, attention, middle, hidden, Write::Add)?;
                 if let Some(y) = y {
                     backend.copy(tokens, middle, y)?;
                 }
@@ -235,29 +225,26 @@ impl<B: Backend> Block<B> {
             _ => {
                 if let Some(y) = y {
                     backend.copy(tokens, x, y)?;
-                    backend.project(
-                        tokens,
-                        &self.attention_out,
-                        adapter,
-                        &kept.attention,
-                        y,
-                        low_rank,
-                        Write::Add,
-                    )?;
+                    self.project(pass, kind, attention, y, hidden, Write::Add)?;
                 }
                 self.norm2(pass, x, scratch)?;
             }
         }
-        backend.project(
-            tokens,
-            &self.mlp_in,
-            pass.adapter(ProjectionKind::MlpIn),
-            &scratch.normed,
-            &mut kept.mlp,
-            hidden.of(ProjectionKind::MlpIn),
-            Write::Set,
-        )?;
-        Ok(())
+        self.project(pass, ProjectionKind::MlpIn, &scratch.normed, &mut kept.mlp, hidden, Write::Set)
+    }
+
+    /// The MLP's second half, added to the residual stream.
+    fn mlp_to_stream(
+        &self,
+        pass: &BlockPass<'_, B>,
+        kept: &BlockActivations<B>,
+        stream: &mut B::Tensor,
+        hidden: &mut Hidden<B>,
+        scratch: &mut Scratch<B>,
+    ) -> Result<()> {
+        let activation = pass.decoder.mlp.activation;
+        pass.backend.activation(pass.batch.tokens(), activation, &kept.mlp, &mut scratch.activated)?;
+        self.project(pass, ProjectionKind::MlpOut, &scratch.activated, stream, hidden, Write::Add)
     }
 
     /// From the gradient of the block's output to that of its input, in place in `scratch.gradient`; adds the
@@ -299,87 +286,83 @@ impl<B: Backend> Block<B> {
             }
         }
         if input_gradient {
-            let (backend, tokens) = (pass.backend, pass.batch.tokens());
-            backend.norm_backward(
-                tokens,
-                pass.norm(),
-                x,
-                &self.norm1.weight,
-                &scratch.stats,
-                &scratch.normed_gradient,
-                &mut scratch.gradient,
-                Write::Add,
-            )?;
+            self.norm1.backward(pass, x, scratch)?;
         }
         Ok(())
     }
 
-    fn norm1(&self, pass: &BlockPass<'_, B>, x: &B::Tensor, scratch: &mut Scratch<B>) -> Result<()> {
-        normalise(pass, &self.norm1, x, scratch)
+    /// The frozen weights of a projection.
+    fn projection(&self, kind: ProjectionKind) -> &Projection<B> {
+        match kind {
+            ProjectionKind::Qkv => &self.qkv,
+            ProjectionKind::AttentionOut => &self.attention_out,
+            ProjectionKind::MlpIn => &self.mlp_in,
+            ProjectionKind::MlpOut => &self.mlp_out,
+        }
+    }
+
+    /// A projection with its update, whose low-rank activations go to `hidden`.
+    fn project(
+        &self,
+        pass: &BlockPass<'_, B>,
+        kind: ProjectionKind,
+        from: &B::Tensor,
+        to: &mut B::Tensor,
+        hidden: &mut Hidden<B>,
+        write: Write,
+    ) -> Result<()> {
+        let (tokens, adapter) = (pass.batch.tokens(), pass.adapter(kind));
+        Ok(pass.backend.project(tokens, self.projection(kind), adapter, from, to, hidden.of(kind), write)?)
+    }
+
+    /// The gradients of [`Block::project`]: the update's to `grads`, the input's to `dx` where somebody needs it.
+    fn project_backward(
+        &self,
+        pass: &BlockPass<'_, B>,
+        kind: ProjectionKind,
+        x: &B::Tensor,
+        hidden: &Hidden<B>,
+        dy: &B::Tensor,
+        dx: Option<(&mut B::Tensor, Write)>,
+        grads: &mut B::Tensor,
+    ) -> Result<()> {
+        let (tokens, of) = (pass.batch.tokens(), self.projection(kind));
+        let adapter = pass.adapter(kind).map(|adapter| (adapter, grads));
+        Ok(pass.backend.project_backward(tokens, of, adapter, x, hidden.get(kind), dy, dx)?)
     }
 
     /// The MLP's norm of `x`; where it has none of its own, `scratch.normed` already holds the first one's.
     fn norm2(&self, pass: &BlockPass<'_, B>, x: &B::Tensor, scratch: &mut Scratch<B>) -> Result<()> {
-        match &self.norm2 {
-            Some(norm) => normalise(pass, norm, x, scratch),
-            None => Ok(()),
-        }
+        self.norm2.as_ref().map_or(Ok(()), |norm| norm.forward(pass, x, scratch))
     }
 
     fn norm2_backward(&self, pass: &BlockPass<'_, B>, x: &B::Tensor, scratch: &mut Scratch<B>) -> Result<()> {
-        if let Some(norm) = &self.norm2 {
-            pass.backend.norm_backward(
-                pass.batch.tokens(),
-                pass.norm(),
-                x,
-                &norm.weight,
-                &scratch.stats,
-                &scratch.normed_gradient,
-                &mut scratch.gradient,
-                Write::Add,
-            )?;
-        }
-        Ok(())
+        self.norm2.as_ref().map_or(Ok(()), |norm| norm.backward(pass, x, scratch))
     }
 
-    fn qkv(
-        &self,
-        pass: &BlockPass<'_, B>,
-        kept: &mut BlockActivations<B>,
-        hidden: &mut Hidden<B>,
-        scratch: &Scratch<B>,
-    ) -> Result<()> {
-        let (backend, tokens) = (pass.backend, pass.batch.tokens());
-        let adapter = pass.adapter(ProjectionKind::Qkv);
-        let low_rank = hidden.of(ProjectionKind::Qkv);
-        let layout = &self.attention.layout;
-        match (&self.head_norms, pass.decoder.attention.head_norm_eps, &mut kept.raw_qkv) {
-            (Some([query, key]), Some(eps), Some(raw)) => {
-                backend.project(tokens, &self.qkv, adapter, &scratch.normed, raw, low_rank, Write::Set)?;
-                backend.head_norm(tokens, layout, eps, raw, query, key, &mut kept.qkv)?;
-            }
-            _ => {
-                backend.project(
-                    tokens,
-                    &self.qkv,
-                    adapter,
-                    &scratch.normed,
-                    &mut kept.qkv,
-                    low_rank,
-                    Write::Set,
-                )?;
-            }
-        }
-        Ok(())
-    }
-
+    /// From the block's input to `kept.attention`: the first norm, query, key and value, and attention.
     fn attend(
         &self,
         pass: &BlockPass<'_, B>,
+        x: &B::Tensor,
         kept: &mut BlockActivations<B>,
+        hidden: &mut Hidden<B>,
+        scratch: &mut Scratch<B>,
         key_values: KeyValues<'_, B>,
     ) -> Result<()> {
         let (backend, batch, layout) = (pass.backend, pass.batch.on_device(), &self.attention.layout);
+        self.norm1.forward(pass, x, scratch)?;
+        let head_norms = self.head_norms.as_ref().zip(pass.decoder.attention.head_norm_eps);
+        match (head_norms, &mut kept.raw_qkv) {
+            (Some(([query, key], eps)), Some(raw)) => {
+                self.project(pass, ProjectionKind::Qkv, &scratch.normed, raw, hidden, Write::Set)?;
+                backend.head_norm(pass.batch.tokens(), layout, eps, raw, query, key, &mut kept.qkv)?;
+            }
+            _ => {
+                let qkv = &mut kept.qkv;
+                self.project(pass, ProjectionKind::Qkv, &scratch.normed, qkv, hidden, Write::Set)?;
+            }
+        }
         match key_values {
             KeyValues::Batch => {
                 if let Some(rope) = pass.rope {
@@ -388,12 +371,7 @@ impl<B: Backend> Block<B> {
                 backend.attention(batch, &self.attention, &kept.qkv, &mut kept.attention, &mut kept.lse)?;
             }
             KeyValues::Cache { keys, values, positions } => {
-                match pass.rope {
-                    Some(rope) => {
-                        backend.rope_cached(batch, layout, rope, positions, &mut kept.qkv, keys, values)?;
-                    }
-                    None => backend.cache_write(batch, layout, positions, &kept.qkv, keys, values)?,
-                }
+                backend.cache_write(batch, layout, pass.rope, positions, &mut kept.qkv, keys, values)?;
                 backend.attention_cached(
                     batch,
                     &self.attention,
@@ -423,27 +401,19 @@ impl<B: Backend> Block<B> {
         let (backend, tokens) = (pass.backend, pass.batch.tokens());
         let activation = pass.decoder.mlp.activation;
         backend.activation(tokens, activation, mlp, &mut scratch.activated)?;
-        backend.project_backward(
-            tokens,
-            &self.mlp_out,
-            pass.adapter(ProjectionKind::MlpOut).map(|adapter| (adapter, &mut *grads)),
+        self.project_backward(
+            pass,
+            ProjectionKind::MlpOut,
             &scratch.activated,
-            hidden.get(ProjectionKind::MlpOut),
+            hidden,
             &scratch.gradient,
             Some((&mut scratch.activated_gradient, Write::Set)),
+            grads,
         )?;
         backend.activation_backward(tokens, activation, &scratch.activated_gradient, mlp)?;
-        normalise(pass, self.norm2.as_ref().unwrap_or(&self.norm1), x, scratch)?;
-        backend.project_backward(
-            tokens,
-            &self.mlp_in,
-            pass.adapter(ProjectionKind::MlpIn).map(|adapter| (adapter, &mut *grads)),
-            &scratch.normed,
-            hidden.get(ProjectionKind::MlpIn),
-            mlp,
-            input_gradient.then_some((&mut scratch.normed_gradient, Write::Set)),
-        )?;
-        Ok(())
+        self.norm2.as_ref().unwrap_or(&self.norm1).forward(pass, x, scratch)?;
+        let dx = input_gradient.then_some((&mut scratch.normed_gradient, Write::Set));
+        self.project_backward(pass, ProjectionKind::MlpIn, &scratch.normed, hidden, mlp, dx, grads)
     }
 
     /// From `scratch.gradient` through attention's output projection to `scratch.attention_gradient`.
@@ -455,16 +425,8 @@ impl<B: Backend> Block<B> {
         scratch: &mut Scratch<B>,
         grads: &mut B::Tensor,
     ) -> Result<()> {
-        pass.backend.project_backward(
-            pass.batch.tokens(),
-            &self.attention_out,
-            pass.adapter(ProjectionKind::AttentionOut).map(|adapter| (adapter, grads)),
-            attention,
-            hidden.get(ProjectionKind::AttentionOut),
-            &scratch.gradient,
-            Some((&mut scratch.attention_gradient, Write::Set)),
-        )?;
-        Ok(())
+        let (dy, dx) = (&scratch.gradient, Some((&mut scratch.attention_gradient, Write::Set)));
+        self.project_backward(pass, ProjectionKind::AttentionOut, attention, hidden, dy, dx, grads)
     }
 
     /// From `scratch.attention_gradient` through attention to `scratch.normed_gradient`; leaves the first norm's
@@ -499,35 +461,9 @@ impl<B: Backend> Block<B> {
         {
             backend.head_norm_backward(tokens, layout, eps, raw, query, key, &mut scratch.qkv_gradient)?;
         }
-        self.norm1(pass, x, scratch)?;
-        backend.project_backward(
-            tokens,
-            &self.qkv,
-            pass.adapter(ProjectionKind::Qkv).map(|adapter| (adapter, grads)),
-            &scratch.normed,
-            hidden.get(ProjectionKind::Qkv),
-            &scratch.qkv_gradient,
-            input_gradient.then_some((&mut scratch.normed_gradient, write)),
-        )?;
-        Ok(())
+        self.norm1.forward(pass, x, scratch)?;
+        let (dy, dx) =
+            (&scratch.qkv_gradient, input_gradient.then_some((&mut scratch.normed_gradient, write)));
+        self.project_backward(pass, ProjectionKind::Qkv, &scratch.normed, hidden, dy, dx, grads)
     }
-}
-
-/// `scratch.normed = norm(x)`, with its statistics in `scratch.stats`.
-fn normalise<B: Backend>(
-    pass: &BlockPass<'_, B>,
-    norm: &Norm<B>,
-    x: &B::Tensor,
-    scratch: &mut Scratch<B>,
-) -> Result<()> {
-    pass.backend.norm(
-        pass.batch.tokens(),
-        pass.norm(),
-        x,
-        &norm.weight,
-        norm.bias.as_ref(),
-        &mut scratch.normed,
-        &mut scratch.stats,
-    )?;
-    Ok(())
 }

@@ -20,7 +20,7 @@ use eyas_data::Example;
 use eyas_model::{
     ActiveAdapter, DeviceBatch, LoadOptions, LoraAdapter, MemoryPlan, Model, ModelSource, Workspace,
 };
-use eyas_train::{Event, Job, Recipe, Replica, Trainer};
+use eyas_train::{Event, Job, Recipe, Trainer};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -81,25 +81,12 @@ fn metrics(backend: &CpuBackend, model: &Model<CpuBackend>, base: &str, output: 
             stop.store(true, Ordering::Relaxed);
         }
     };
-    let job = Job {
-        replicas: vec![Replica::alone(backend, model)],
-        recipe: &recipe,
-        train,
-        eval,
-        extra_files: Vec::new(),
-    };
-    Trainer::new(job)?.run(&mut stop_after_five, &stop)?;
+    Trainer::new(Job::alone(backend, model, &recipe, train, eval))?.run(&mut stop_after_five, &stop)?;
     std::fs::remove_dir_all(output.join("checkpoint-5"))?;
     recipe.set("resume_from_checkpoint=true")?;
     // The second time there is nothing left to do but to end once more.
     for _ in 0..2 {
-        let job = Job {
-            replicas: vec![Replica::alone(backend, model)],
-            recipe: &recipe,
-            train,
-            eval,
-            extra_files: Vec::new(),
-        };
+        let job = Job::alone(backend, model, &recipe, train, eval);
         Trainer::new(job)?.run(&mut |_: &Event<'_>| {}, &AtomicBool::new(false))?;
     }
     Ok(())
@@ -121,13 +108,7 @@ fn train(
          max_steps = 6\nper_device_train_batch_size = 4\nsave_steps = 0\n"
     );
     let recipe = Recipe::parse("interop", &text)?;
-    let job = Job {
-        replicas: vec![Replica::alone(backend, model)],
-        recipe: &recipe,
-        train: &rows,
-        eval: &[],
-        extra_files: Vec::new(),
-    };
+    let job = Job::alone(backend, model, &recipe, &rows, &[]);
     Trainer::new(job)?.run(&mut |_: &Event<'_>| {}, &AtomicBool::new(false))?;
 
     let mut batch = FlatBatch::new();

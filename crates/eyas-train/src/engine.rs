@@ -8,7 +8,6 @@ use std::sync::atomic::AtomicBool;
 
 use eyas_backend::{Backend, Dropout, Dtype, FlatBatch, MomentStorage};
 use eyas_model::{LoraLayout, MemoryPlan};
-use rayon::prelude::*;
 
 use crate::loss_scale::LossScale;
 use crate::optimizer::{Optimizer, OptimizerState};
@@ -16,9 +15,6 @@ use crate::recipe::Training;
 use crate::replica::{Common, Gradient, Replica, Worker};
 use crate::together::{Signals, together};
 use crate::{Error, Result};
-
-/// Values that are added at a time: what stays in a processor's cache.
-const SUM_BLOCK: usize = 1 << 14;
 
 /// The memory of a run on its devices, and the steps over it.
 #[derive(Debug)]
@@ -28,7 +24,7 @@ pub struct Engine<'a, B: Backend> {
     optimizer: Optimizer<B>,
     layout: LoraLayout,
     /// The adapter on its way from the leader to the others, if there are any.
-    adapter: Vec<f32>,
+    adapter: Option<B::HostBuffer>,
     /// Which one that is; `None` where the leader has taken a step since.
     adapter_version: Option<u64>,
     /// Adapters that were on their way so far.
@@ -97,11 +93,13 @@ impl<'a, B: Backend> Engine<'a, B> {
             .map(|n| Worker::new(&replicas[n], &layout, params, plans[n].clone(), is_alone).map_err(on(n)))
             .collect::<Result<_>>()?;
         let optimizer = Optimizer::new(leader.backend, params.len(), moments).map_err(on(0))?;
+        let adapter = (!is_alone).then(|| leader.backend.new_host_buffer(Dtype::F32, 1, params.len()));
+        let adapter = adapter.transpose().map_err(|error| on(0)(error.into()))?;
         Ok(Self {
             workers,
             optimizer,
             layout,
-            adapter: if is_alone { Vec::new() } else { params.to_vec() },
+            adapter,
             adapter_version: Some(0),
             versions: 0,
             loss_scale: (leader.backend.compute_dtype() == Dtype::F16).then(LossScale::default),
@@ -200,7 +198,7 @@ impl<'a, B: Backend> Engine<'a, B> {
             worker.accumulate(number, common, gradient, signals)
         })?;
         let Some(losses) = losses else { return Ok(None) };
-        self.add_up(losses.len()).map_err(|error| self.on(0, error))?;
+        add_up(&mut self.workers[..losses.len()]).map_err(|(number, error)| self.on(number, error))?;
         let leader = &self.workers[0];
         let grad_norm = self.optimizer.grad_norm(leader.replica.backend, &leader.grads);
         let grad_norm = grad_norm.map_err(|error| self.on(0, error))? / loss_scale;
@@ -218,7 +216,10 @@ impl<'a, B: Backend> Engine<'a, B> {
     ) -> Result<Option<Vec<T>>> {
         let replicas = self.workers.len().min(batches.len()).max(1);
         let version = self.send_adapter()?;
-        let Self { workers, layout, adapter, .. } = self;
+        let leader = self.leader().replica.backend;
+        let adapter = self.adapter.as_ref().map_or(Ok(&[][..]), |adapter| leader.host_values(adapter));
+        let adapter = adapter.map_err(|error| self.on(0, error.into()))?;
+        let Self { workers, layout, .. } = self;
         let common = Common { layout, batches, adapter: (adapter, version), replicas };
         let result = together(&mut workers[..replicas], stop, done, |number, worker, signals| {
             work(number, worker, common, signals)
@@ -231,29 +232,12 @@ impl<'a, B: Backend> Engine<'a, B> {
         if let Some(version) = self.adapter_version {
             return Ok(version);
         }
-        if self.workers.len() > 1 {
-            let Self { workers, adapter, .. } = self;
-            workers[0].read_params(adapter).map_err(|error| self.on(0, error))?;
+        if let Self { workers, adapter: Some(adapter), .. } = self {
+            workers[0].send_params(adapter).map_err(|error| self.on(0, error))?;
             self.versions += 1;
         }
         self.adapter_version = Some(self.versions);
         Ok(self.versions)
-    }
-
-    /// Adds the first replicas' gradients up in their order; the leader has the sum afterwards.
-    fn add_up(&mut self, replicas: usize) -> Result<()> {
-        let (leader, others) = self.workers.split_at_mut(1);
-        let (leader, others) = (&mut leader[0], &others[..replicas - 1]);
-        if others.is_empty() {
-            return Ok(());
-        }
-        leader.sum.par_chunks_mut(SUM_BLOCK).enumerate().for_each(|(block, sum)| {
-            for other in others {
-                let values = &other.sum[block * SUM_BLOCK..][..sum.len()];
-                sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
-            }
-        });
-        Ok(leader.replica.backend.upload(&leader.sum, &mut leader.grads)?)
     }
 
     /// Takes the step that [`Engine::accumulate`] measured. Where its gradient is not finite nothing changes but the
@@ -303,6 +287,16 @@ impl<'a, B: Backend> Engine<'a, B> {
         };
         Ok(losses.map(in_order))
     }
+}
+
+/// Adds the replicas' gradients up in their order; the first, the leader, has the sum afterwards. An error comes with the
+/// number of the replica that failed.
+fn add_up<B: Backend>(workers: &mut [Worker<'_, B>]) -> Result<(), (usize, Error)> {
+    let Some((leader, others @ [_, ..])) = workers.split_first_mut() else { return Ok(()) };
+    let sums =
+        others.iter().enumerate().map(|(index, other)| other.sum().map_err(|error| (index + 1, error)));
+    let sums = sums.collect::<Result<Vec<_>, _>>()?;
+    leader.add(&sums).map_err(|error| (0, error))
 }
 
 /// Names the replica that failed, where there are several.

@@ -85,9 +85,10 @@ pub struct TrainingPlan {
     pub parts: Vec<(&'static str, u64)>,
     /// How the optimiser keeps its moments: paged ones stay on the device where all else fits beside them.
     pub moments: MomentStorage,
-    /// Bytes of pinned host memory, apart from the device's: paged moments and blocks' inputs.
+    /// Bytes of pinned host memory, apart from the device's: paged moments and blocks' inputs, without the exchange.
     pub host: u64,
-    /// Bytes of ordinary host memory by which gradients and the adapter go from one replica to another.
+    /// Bytes of host memory by which gradients and the adapter go from one replica to another, pinned where it is apart
+    /// from the devices'.
     pub exchange: u64,
     /// What the run may take; `None` when nobody knows.
     pub budget: Option<u64>,

@@ -2,9 +2,13 @@
 
 use eyas_backend::{Backend, Dropout, Dtype, FlatBatch};
 use eyas_model::{ActiveAdapter, DeviceBatch, LoraLayout, MemoryPlan, Model, Workspace};
+use rayon::prelude::*;
 
 use crate::Result;
 use crate::together::Signals;
+
+/// Values that are added at a time: what stays in a processor's cache.
+const SUM_BLOCK: usize = 1 << 14;
 
 /// A copy of the base on a device. All replicas of a run hold the same weights.
 #[derive(Debug)]
@@ -59,7 +63,7 @@ pub(crate) struct Worker<'a, B: Backend> {
     /// Its gradient, summed over the replica's micro-batches of a step.
     pub grads: B::Tensor,
     /// The gradient in host memory, where there are other replicas to add it to.
-    pub sum: Vec<f32>,
+    sum: Option<B::HostBuffer>,
     workspace: Workspace<B>,
     batch: DeviceBatch<B>,
     loss: B::Tensor,
@@ -94,7 +98,7 @@ impl<'a, B: Backend> Worker<'a, B> {
             batch: DeviceBatch::new(backend, plan.max_tokens, plan.max_sequences)?,
             params: vector()?,
             grads: vector()?,
-            sum: vec![0.0; if is_alone { 0 } else { params.len() }],
+            sum: (!is_alone).then(|| backend.new_host_buffer(Dtype::F32, 1, params.len())).transpose()?,
             workspace: Workspace::new(backend, decoder, Some(layout), plan)?,
             loss: backend.zeros(Dtype::F32, 1, 1)?,
             version: 0,
@@ -114,7 +118,7 @@ impl<'a, B: Backend> Worker<'a, B> {
     }
 
     /// Sums the gradient over the replica's micro-batches and returns the sum of their losses; where there are others,
-    /// the gradient is in [`Worker::sum`] afterwards. `None` when it was asked to stop on the way.
+    /// [`Worker::sum`] has the gradient afterwards. `None` when it was asked to stop on the way.
     ///
     /// # Errors
     /// When the device fails, or a micro-batch is larger than planned.
@@ -147,10 +151,37 @@ impl<'a, B: Backend> Worker<'a, B> {
             model.backward(backend, batch, adapter, workspace, grads)?;
             signals.done();
         }
-        if common.replicas > 1 {
-            backend.download(&self.grads, &mut self.sum)?;
+        if let Some(sum) = self.sum.as_mut().filter(|_| common.replicas > 1) {
+            backend.offload(1, &self.grads, sum)?;
+            backend.await_copy(sum)?;
         }
         self.read_loss().map(Some)
+    }
+
+    /// The gradient that [`Worker::accumulate`] left in host memory; none where the replica is alone.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn sum(&self) -> Result<&[f32]> {
+        Ok(self.sum.as_ref().map_or(Ok(&[][..]), |sum| self.replica.backend.host_values(sum))?)
+    }
+
+    /// Adds the gradients of other replicas to this one's, in their order, on the device as well.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn add(&mut self, others: &[&[f32]]) -> Result<()> {
+        let Self { replica: Replica { backend, .. }, sum: Some(sum), grads, .. } = self else {
+            return Ok(());
+        };
+        backend.host_values_mut(sum)?.par_chunks_mut(SUM_BLOCK).enumerate().for_each(|(block, sum)| {
+            for other in others {
+                let values = &other[block * SUM_BLOCK..][..sum.len()];
+                sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+            }
+        });
+        backend.fetch(1, sum, grads)?;
+        Ok(backend.await_copy(sum)?)
     }
 
     /// Cross-entropy of each of the replica's batches, summed over its targets, without dropout. `None` when it was asked
@@ -191,6 +222,16 @@ impl<'a, B: Backend> Worker<'a, B> {
     /// When the device fails.
     pub fn read_params(&self, values: &mut [f32]) -> Result<()> {
         Ok(self.replica.backend.download(&self.params, values)?)
+    }
+
+    /// Copies the adapter's values to host memory.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn send_params(&self, to: &mut B::HostBuffer) -> Result<()> {
+        let backend = self.replica.backend;
+        backend.offload(1, &self.params, to)?;
+        Ok(backend.await_copy(to)?)
     }
 
     fn read_loss(&self) -> Result<f32> {

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use eyas_backend::Backend;
 use eyas_data::split::Passes;
 use eyas_data::{Example, Order, Sampler};
-use eyas_model::LoraLayout;
+use eyas_model::{LoraLayout, Model};
 
 use crate::Result;
 use crate::checkpoint::{self, ExtraFile, Progress};
@@ -35,6 +35,20 @@ pub struct Job<'a, B: Backend> {
     pub eval: &'a [Example],
     /// Files that every checkpoint gets: the recipe, the tokenizer.
     pub extra_files: Vec<ExtraFile>,
+}
+
+impl<'a, B: Backend> Job<'a, B> {
+    /// A run on one device whose checkpoints have no files but their own.
+    pub fn alone(
+        backend: &'a B,
+        model: &'a Model<B>,
+        recipe: &'a Recipe,
+        train: &'a [Example],
+        eval: &'a [Example],
+    ) -> Self {
+        let replicas = vec![Replica::alone(backend, model)];
+        Self { replicas, recipe, train, eval, extra_files: Vec::new() }
+    }
 }
 
 /// A run that is planned, allocated and ready.

@@ -2,16 +2,14 @@
 
 mod common;
 
-use std::path::Path;
-
 use common::*;
 use eyas_backend::{CpuBackend, FlatBatch};
-use eyas_model::{LoraLayout, MemoryPlan, Model, Retain};
+use eyas_model::{MemoryPlan, Model, Retain};
+use eyas_train::Engine;
 use eyas_train::checkpoint::Progress;
 use eyas_train::engine::{Measured, Update};
 use eyas_train::loss_scale::LossScale;
 use eyas_train::recipe::Training;
-use eyas_train::{Engine, Replica};
 
 fn engine<'a>(backend: &'a CpuBackend, model: &'a Model<CpuBackend>) -> Engine<'a, CpuBackend> {
     engine_of(1, backend, model)
@@ -23,19 +21,12 @@ fn engine_of<'a>(
     backend: &'a CpuBackend,
     model: &'a Model<CpuBackend>,
 ) -> Engine<'a, CpuBackend> {
-    let layout = LoraLayout::new(model.decoder(), recipe(Path::new("x")).lora.config()).unwrap();
-    let params: Vec<f32> = (0..layout.parameters()).map(|i| (i as f32 * 0.37).sin() * 0.05).collect();
     let plan = MemoryPlan { max_tokens: 60, max_sequences: 4, logit_rows: 16, blocks: vec![Retain::Keep; 2] };
-    let (all, plans) = (vec![Replica::alone(backend, model); replicas], vec![plan; replicas]);
-    Engine::new(&all, layout, &params, Default::default(), &plans).unwrap()
+    common::engine(replicas, backend, model, layout(model), plan)
 }
 
 fn micro_batch() -> FlatBatch {
-    let mut batch = FlatBatch::new();
-    for row in &rows(4) {
-        batch.push_causal(&row.input_ids, &row.target_mask).unwrap();
-    }
-    batch
+    batch_of(&rows(4))
 }
 
 fn scaled(scale: f32) -> Option<LossScale> {

@@ -144,6 +144,14 @@ impl Backend for Counting {
         Ok(())
     }
 
+    fn host_values<'b>(&self, _: &'b ()) -> Result<&'b [f32]> {
+        Ok(&[])
+    }
+
+    fn host_values_mut<'b>(&self, _: &'b mut ()) -> Result<&'b mut [f32]> {
+        Ok(&mut [])
+    }
+
     fn new_batch(&self, _: usize, _: usize) -> Result<()> {
         Ok(())
     }
@@ -170,7 +178,7 @@ impl Backend for Counting {
         rope(&(), &QkvLayout, &Rope<Self>, &mut T, bool);
         attention(&(), &AttentionSpec<Self>, &T, &mut T, &mut T);
         attention_backward(&(), &AttentionSpec<Self>, &T, &T, &T, &T, &mut T);
-        cache_write(&(), &QkvLayout, usize, &T, &mut T, &mut T);
+        cache_write(&(), &QkvLayout, Option<&Rope<Self>>, usize, &mut T, &mut T, &mut T);
         attention_cached(&(), &AttentionSpec<Self>, usize, &T, &T, &T, &mut T);
         activation(usize, Activation, &T, &mut T);
         activation_backward(usize, Activation, &T, &mut T);

@@ -2,16 +2,14 @@
 
 mod common;
 
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use common::card::Card;
 use common::*;
-use eyas_backend::FlatBatch;
-use eyas_model::{LoraLayout, MemoryPlan, Retain};
+use eyas_model::{MemoryPlan, Retain};
+use eyas_train::Event;
 use eyas_train::engine::Update;
 use eyas_train::recipe::{MemoryBudget, Training};
-use eyas_train::{Engine, Event, Replica};
 
 /// No backward follows an evaluation, so nothing has to be kept for one.
 #[test]
@@ -44,29 +42,11 @@ fn inputs_in_host_memory_change_no_bit() {
     use Retain::{Keep, Recompute, RecomputeFromHost as Host};
     let backend = backend();
     let model = random_model(&backend, 5);
-    let layout = LoraLayout::new(model.decoder(), recipe(Path::new("x")).lora.config()).unwrap();
-    let params: Vec<f32> = (0..layout.parameters()).map(|i| (i as f32 * 0.37).sin() * 0.05).collect();
     // Of different lengths, so that what is left of a longer batch would show.
-    let batches: Vec<FlatBatch> = [6, 3, 5]
-        .into_iter()
-        .map(|count| {
-            let mut batch = FlatBatch::new();
-            for row in &rows(count) {
-                batch.push_causal(&row.input_ids, &row.target_mask).unwrap();
-            }
-            batch
-        })
-        .collect();
+    let batches = [6, 3, 5].map(|count| batch_of(&rows(count)));
     let train = |blocks: [Retain; 5]| {
         let plan = MemoryPlan { max_tokens: 80, max_sequences: 6, logit_rows: 16, blocks: blocks.to_vec() };
-        let mut engine = Engine::new(
-            &[Replica::alone(&backend, &model)],
-            layout.clone(),
-            &params,
-            Default::default(),
-            &[plan],
-        )
-        .unwrap();
+        let mut engine = engine(1, &backend, &model, layout(&model), plan);
         let training = Training::default();
         let mut measured = Vec::new();
         for step in 0..2 {

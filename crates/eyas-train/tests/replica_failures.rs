@@ -67,8 +67,11 @@ fn a_replica_that_breaks_ends_the_run() {
             ("project", 7),
             ("cross_entropy", 0),
             ("project_backward", 3),
+            ("offload", 0),
+            ("host_values", 0),
             ("download", 0),
-            ("upload", 0),
+            // The gradients' sum to the leader, the adapter to the other.
+            (["fetch", "upload"][number], 0),
         ] {
             let folder = tempfile::tempdir().unwrap();
             let mut settings = recipe(folder.path());
@@ -97,8 +100,10 @@ fn a_replica_that_breaks_ends_the_run() {
 #[test]
 fn a_replica_that_panics_ends_the_run() {
     for number in 0..2 {
-        // The first download of the leader is that of the adapter, when no other replica is at work yet.
-        for (op, after) in [("load_batch", 0), ("project_backward", 9), ("download", 1 - number)] {
+        // The first copy of the leader is that of the adapter, when no other replica is at work yet.
+        for (op, after) in
+            [("load_batch", 0), ("project_backward", 9), ("offload", 1 - number), ("download", 0)]
+        {
             let folder = tempfile::tempdir().unwrap();
             let (outcome, told, _) = run_with(&recipe(folder.path()), [LARGE; 2], |step, cards| {
                 if step == 2 {
@@ -168,7 +173,10 @@ fn memory_taken_from_one_card_is_made_up_for_there() {
     let (expected, told) = undisturbed(&settings);
     for number in 0..2 {
         let left = plans(&settings, number)[1].total();
-        for (op, after) in [("load_batch", 1), ("project_backward", 5), ("download", 0), ("upload", 0)] {
+        let last = ["fetch", "upload"][number];
+        for (op, after) in
+            [("load_batch", 1), ("project_backward", 5), ("offload", 0), ("download", 0), (last, 0)]
+        {
             let (outcome, seen, _) = run_with(&settings, [LARGE; 2], |step, cards| {
                 if step == 3 {
                     cards[number].break_at(Fault { op, after, taken: Some(LARGE - left) });

@@ -312,6 +312,17 @@ fn losses(records: &[(u64, Vec<(u64, Field)>)]) -> Vec<(u64, u64, f64)> {
         .collect()
 }
 
+/// That each logged step has one point, between those of the evaluations.
+fn assert_has_every_step(records: &[(u64, Vec<(u64, Field)>)]) {
+    let steps: Vec<(u64, u64)> = losses(records).iter().map(|(point, step, _)| (*point, *step)).collect();
+    assert_eq!(steps, [(1, 2), (2, 4), (4, 6), (5, 8)]);
+}
+
+/// The file of the only offline run of an output folder.
+fn offline_run(output: &Path) -> PathBuf {
+    only(&only(&output.join("wandb"), "offline-run-"), ".wandb")
+}
+
 fn kinds(records: &[(u64, Vec<(u64, Field)>)]) -> Vec<u64> {
     records.iter().map(|(kind, _)| *kind).collect()
 }
@@ -338,8 +349,7 @@ fn an_offline_run_has_header_settings_points_and_an_end() {
     let config = items(&fields(&bytes_of(described, 4).unwrap()));
     assert!(config.contains(&("learning_rate".into(), Value::from(5e-3))), "{config:?}");
 
-    let steps: Vec<(u64, u64)> = losses(&records).iter().map(|(point, step, _)| (*point, *step)).collect();
-    assert_eq!(steps, [(1, 2), (2, 4), (4, 6), (5, 8)]);
+    assert_has_every_step(&records);
     let (_, summary) = records.iter().rfind(|(kind, _)| *kind == 3).unwrap();
     assert!(items(summary).iter().any(|(name, _)| name == "train_loss"));
 }
@@ -351,14 +361,13 @@ fn a_resumed_offline_run_is_one_run_without_a_step_twice() {
     let mut recipe = asking(folder.path(), "wandb");
     // Killed while it was writing: the last record is torn.
     stopped_and_resumed(&model, &mut recipe, |output| {
-        let path = only(&only(&output.join("wandb"), "offline-run-"), ".wandb");
+        let path = offline_run(output);
         let mut bytes = fs::read(&path).unwrap();
         bytes.truncate(bytes.len() - 3);
         fs::write(&path, bytes).unwrap();
     });
-    let records = read_run(&only(&only(&folder.path().join("wandb"), "offline-run-"), ".wandb"));
-    let steps: Vec<(u64, u64)> = losses(&records).iter().map(|(point, step, _)| (*point, *step)).collect();
-    assert_eq!(steps, [(1, 2), (2, 4), (4, 6), (5, 8)]);
+    let records = read_run(&offline_run(folder.path()));
+    assert_has_every_step(&records);
     assert_eq!(kinds(&records).iter().filter(|kind| **kind == 18).count(), 1);
 }
 
@@ -368,16 +377,15 @@ fn an_offline_run_that_lost_points_has_all_of_them_again() {
     let model = load(&backend(), "llama2", None);
     let mut recipe = asking(folder.path(), "wandb");
     stopped_and_resumed(&model, &mut recipe, |output| {
-        let path = only(&only(&output.join("wandb"), "offline-run-"), ".wandb");
+        let path = offline_run(output);
         let mut bytes = fs::read(&path).unwrap();
         // A byte of the first point.
         let at = bytes.windows(9).position(|window| window == b"eval/loss").unwrap();
         bytes[at] ^= 1;
         fs::write(&path, bytes).unwrap();
     });
-    let records = read_run(&only(&only(&folder.path().join("wandb"), "offline-run-"), ".wandb"));
-    let steps: Vec<(u64, u64)> = losses(&records).iter().map(|(point, step, _)| (*point, *step)).collect();
-    assert_eq!(steps, [(1, 2), (2, 4), (4, 6), (5, 8)]);
+    let records = read_run(&offline_run(folder.path()));
+    assert_has_every_step(&records);
 }
 
 #[test]
@@ -387,7 +395,7 @@ fn a_record_longer_than_a_block_is_cut_and_read_again() {
     let mut recipe = asking(folder.path(), "wandb");
     recipe.training.run_name = Some("a long name ".repeat(6000));
     stopped_and_resumed(&model, &mut recipe, |_| {});
-    let records = read_run(&only(&only(&folder.path().join("wandb"), "offline-run-"), ".wandb"));
+    let records = read_run(&offline_run(folder.path()));
     assert_eq!(text_of(&records[1].1, 8), recipe.training.run_name);
     assert_eq!(losses(&records).len(), 4);
 }

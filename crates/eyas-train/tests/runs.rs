@@ -10,7 +10,7 @@ use eyas_backend::FlatBatch;
 use eyas_data::Example;
 use eyas_model::{LoraAdapter, LoraLayout, MemoryPlan, Retain};
 use eyas_train::recipe::{GradientCheckpointing, MemoryBudget, ResumeFrom, Training};
-use eyas_train::{Ending, Engine, Error, Recipe, Replica};
+use eyas_train::{Ending, Error, Recipe};
 use serde_json::Value;
 
 fn json(path: &Path) -> Value {
@@ -106,33 +106,16 @@ fn keeping_and_recomputing_give_the_same_bits() {
 fn the_packing_of_micro_batches_does_not_matter() {
     let backend = backend();
     let model = load(&backend, "llama2", None);
-    let layout = LoraLayout::new(model.decoder(), recipe(Path::new("x")).lora.config()).unwrap();
-    let mut config = layout.config.clone();
+    let mut config = layout(&model).config;
     config.lora_dropout = 0.0;
     let layout = LoraLayout::new(model.decoder(), config).unwrap();
-    let params: Vec<f32> = (0..layout.parameters()).map(|i| (i as f32 * 0.37).sin() * 0.05).collect();
     let rows = rows(6);
     let measure = |packs: &[&[usize]]| {
-        let micro_batches: Vec<FlatBatch> = packs
-            .iter()
-            .map(|pack| {
-                let mut batch = FlatBatch::new();
-                for &row in *pack {
-                    batch.push_causal(&rows[row].input_ids, &rows[row].target_mask).unwrap();
-                }
-                batch
-            })
-            .collect();
+        let micro_batches: Vec<FlatBatch> =
+            packs.iter().map(|pack| batch_of(pack.iter().map(|&row| &rows[row]))).collect();
         let plan =
             MemoryPlan { max_tokens: 120, max_sequences: 6, logit_rows: 16, blocks: vec![Retain::Keep; 2] };
-        let mut engine = Engine::new(
-            &[Replica::alone(&backend, &model)],
-            layout.clone(),
-            &params,
-            Default::default(),
-            &[plan],
-        )
-        .unwrap();
+        let mut engine = engine(1, &backend, &model, layout.clone(), plan);
         engine.accumulate(&micro_batches, 0, &Training::default(), &false.into(), |_| {}).unwrap().unwrap()
     };
     let together = measure(&[&[0, 1, 2, 3, 4, 5]]);
@@ -220,13 +203,7 @@ fn many_passes_over_the_same_rows_are_warned_of() {
     recipe.training.max_steps = 30;
     let warnings = |recipe: &Recipe, eval: &[Example]| {
         let train = rows(8);
-        let job = eyas_train::Job {
-            replicas: vec![Replica::alone(&backend, &model)],
-            recipe,
-            train: &train,
-            eval,
-            extra_files: Vec::new(),
-        };
+        let job = eyas_train::Job::alone(&backend, &model, recipe, &train, eval);
         let mut warnings = Vec::new();
         let trainer = eyas_train::Trainer::new(job).unwrap();
         let mut note = |event: &eyas_train::Event<'_>| {
@@ -273,13 +250,7 @@ fn a_budget_decides_how_many_blocks_are_computed_twice() {
     let mut recipe = recipe(folder.path());
     let train = rows(19);
     let total = |recipe: &Recipe| {
-        let job = eyas_train::Job {
-            replicas: vec![Replica::alone(&backend, &model)],
-            recipe,
-            train: &train,
-            eval: &[],
-            extra_files: Vec::new(),
-        };
+        let job = eyas_train::Job::alone(&backend, &model, recipe, &train, &[]);
         eyas_train::Trainer::new(job).map(|trainer| {
             let plan = &trainer.summary().plans[0];
             (plan.total(), plan.kept_blocks())

@@ -256,6 +256,14 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn host_values<'b>(&self, buffer: &'b CpuTensor) -> Result<&'b [f32]> {
+        Ok(buffer.data())
+    }
+
+    fn host_values_mut<'b>(&self, buffer: &'b mut CpuTensor) -> Result<&'b mut [f32]> {
+        Ok(buffer.rows_mut(buffer.rows))
+    }
+
     fn new_batch(&self, max_tokens: usize, max_sequences: usize) -> Result<CpuBatch> {
         Ok(CpuBatch { max_tokens, max_sequences, ..CpuBatch::default() })
     }
@@ -417,11 +425,15 @@ impl Backend for CpuBackend {
         &self,
         batch: &CpuBatch,
         layout: &QkvLayout,
+        rope: Option<&Rope<Self>>,
         positions: usize,
-        qkv: &CpuTensor,
+        qkv: &mut CpuTensor,
         keys: &mut CpuTensor,
         values: &mut CpuTensor,
     ) -> Result<()> {
+        if let Some(rope) = rope {
+            self.rope(batch, layout, rope, qkv, false)?;
+        }
         attention::cache_write(batch, layout, positions, qkv, keys, values)
     }
 

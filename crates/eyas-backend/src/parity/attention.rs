@@ -220,7 +220,7 @@ fn cached<B: Backend>(checker: &mut Checker<'_, B>, case: &Case) -> Result<()> {
         host.push_cached(slot, start, &vec![1; length])?;
     }
     let batch = checker.load(&host)?;
-    let qkv = checker.activation(host.tokens(), width)?;
+    let mut qkv = checker.activation(host.tokens(), width)?;
     let mut keys = checker.activation(slots * positions, kv_columns)?;
     let mut values = checker.activation(slots * positions, kv_columns)?;
     let (spec, bias) = spec(checker, case, positions)?;
@@ -231,7 +231,8 @@ fn cached<B: Backend>(checker: &mut Checker<'_, B>, case: &Case) -> Result<()> {
         .map(|(token, slot)| (slot * positions, host.positions()[token] as usize))
         .collect();
 
-    backend.cache_write(&batch, layout, positions, &qkv.tensor, &mut keys.tensor, &mut values.tensor)?;
+    let (k, v) = (&mut keys.tensor, &mut values.tensor);
+    backend.cache_write(&batch, layout, None, positions, &mut qkv.tensor, k, v)?;
     for (token, (slot, position)) in rows.iter().enumerate() {
         for head in 0..layout.kv_heads {
             let cell = (slot + position) * kv_columns + head * dim

@@ -45,6 +45,36 @@ pub(super) fn check<B: Backend>(checker: &mut Checker<'_, B>) -> Result<()> {
         backend.fetch(tokens, &host, &mut y.tensor)?;
         backend.await_copy(&host)?;
         checker.compare_within("offload", &case, &y.tensor, &kept, &y.values, 0.0)?;
+
+        // Read and changed on the way by the host.
+        let values: Vec<f32> = kept.iter().map(|value| *value as f32).collect();
+        let mut away = checker.operand(Dtype::F32, n, &values)?;
+        let mut host = backend.new_host_buffer(Dtype::F32, tokens, n)?;
+        backend.offload(tokens, &away.tensor, &mut host)?;
+        backend.await_copy(&host)?;
+        backend.clear(&mut away.tensor)?;
+        let seen: Vec<f64> =
+            backend.host_values(&host)?.iter().map(|value| f64::from(*value) * 2.0).collect();
+        backend.host_values_mut(&mut host)?.iter_mut().for_each(|value| *value *= 2.0);
+        backend.fetch(tokens, &host, &mut away.tensor)?;
+        backend.await_copy(&host)?;
+        let twice: Vec<f64> = kept.iter().map(|value| value * 2.0).collect();
+        checker.compare_within(
+            "offload",
+            format!("{case}, changed by the host"),
+            &away.tensor,
+            &twice,
+            &[],
+            0.0,
+        )?;
+        checker.compare_within(
+            "offload",
+            format!("{case}, read by the host"),
+            &away.tensor,
+            &seen,
+            &[],
+            0.0,
+        )?;
     }
 
     let (batch, host) = checker.batch(&[5, 1, 40, 3], 97)?;

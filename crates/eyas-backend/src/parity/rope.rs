@@ -76,10 +76,11 @@ pub(super) fn check<B: Backend>(checker: &mut Checker<'_, B>) -> Result<()> {
             }
         }
         let (k, v) = (&mut keys.tensor, &mut values.tensor);
-        backend.rope_cached(&batch, &layout, &rope, positions, &mut qkv.tensor, k, v)?;
-        checker.compare("rope_cached", &case, &qkv.tensor, &want, &qkv.values)?;
-        checker.compare("rope_cached", format!("{case}, keys"), &keys.tensor, &keys.values, &[])?;
-        checker.compare("rope_cached", format!("{case}, values"), &values.tensor, &values.values, &[])?;
+        backend.cache_write(&batch, &layout, Some(&rope), positions, &mut qkv.tensor, k, v)?;
+        let op = "cache_write (rope)";
+        checker.compare(op, &case, &qkv.tensor, &want, &qkv.values)?;
+        checker.compare(op, format!("{case}, keys"), &keys.tensor, &keys.values, &[])?;
+        checker.compare(op, format!("{case}, values"), &values.tensor, &values.values, &[])?;
     }
     Ok(())
 }

@@ -93,12 +93,10 @@ __device__ __forceinline__ void finish_row(float (&acc)[T], int row, int tokens,
 
 #define ROWS 2
 
-template <int T>
-__device__ void quantized(const Quantized &q, const elem *x, int tokens, int n, int k, const LowRank &low,
-                          const float *bias, elem *y, u64 ldy, int add) {
-    __shared__ float levels[16][32];
-    for (int i = threadIdx.x; i < 512; i += blockDim.x) levels[i / 32][i % 32] = q.tables[i / 32];
-    __syncthreads();
+// A warp's rows: `sum` adds their products with each token to its lane's sums.
+template <int T, class Sum>
+__device__ __forceinline__ void rows_of_warp(int tokens, int n, const LowRank &low, const float *bias, elem *y, u64 ldy,
+                                             int add, const Sum &sum) {
     const int lane = threadIdx.x % 32, row0 = (blockIdx.x * blockDim.x + threadIdx.x) / 32 * ROWS;
     if (row0 >= n) return;
     float acc[ROWS][T];
@@ -106,47 +104,58 @@ __device__ void quantized(const Quantized &q, const elem *x, int tokens, int n, 
     for (int i = 0; i < ROWS; i++)
 #pragma unroll
         for (int t = 0; t < T; t++) acc[i][t] = 0.0f;
-    // A chunk is 32 values, 16 bytes; k is a multiple of 32 and so is a block.
-    const int chunks = k / 32;
-    for (int chunk = lane; chunk < chunks; chunk += 32) {
-        u32 codes[ROWS][4];
-        float scale[ROWS];
-#pragma unroll
-        for (int i = 0; i < ROWS; i++) {
-            const u64 index = (u64)(row0 + i < n ? row0 + i : row0) * chunks + chunk;
-            const uint4 raw = __ldcs((const uint4 *)q.packed + index);
-            codes[i][0] = raw.x, codes[i][1] = raw.y, codes[i][2] = raw.z, codes[i][3] = raw.w;
-            scale[i] = block_scale(q, index >> (q.block_shift - 5));
-        }
-#pragma unroll
-        for (int part = 0; part < 4; part++) {
-            float w[ROWS][8];
-#pragma unroll
-            for (int i = 0; i < ROWS; i++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    const u32 byte = codes[i][part] >> (8 * j);
-                    w[i][2 * j] = levels[byte >> 4 & 15][lane];
-                    w[i][2 * j + 1] = levels[byte & 15][lane];
-                }
-#pragma unroll
-            for (int t = 0; t < T; t++) {
-                if (t >= tokens) continue;
-                float v[8];
-                Eight<elem>::load(x + (u64)t * k + chunk * 32 + part * 8, v);
-#pragma unroll
-                for (int i = 0; i < ROWS; i++) {
-                    float sum = 0.0f;
-#pragma unroll
-                    for (int j = 0; j < 8; j++) sum += w[i][j] * v[j];
-                    acc[i][t] += scale[i] * sum;
-                }
-            }
-        }
-    }
+    sum(acc, row0, lane);
 #pragma unroll
     for (int i = 0; i < ROWS; i++)
         if (row0 + i < n) finish_row<T>(acc[i], row0 + i, tokens, low, bias, y, ldy, add, lane);
+}
+
+template <int T>
+__device__ void quantized(const Quantized &q, const elem *x, int tokens, int n, int k, const LowRank &low,
+                          const float *bias, elem *y, u64 ldy, int add) {
+    __shared__ float levels[16][32];
+    for (int i = threadIdx.x; i < 512; i += blockDim.x) levels[i / 32][i % 32] = q.tables[i / 32];
+    __syncthreads();
+    rows_of_warp<T>(tokens, n, low, bias, y, ldy, add, [&](float (&acc)[ROWS][T], int row0, int lane) {
+        // A chunk is 32 values, 16 bytes; k is a multiple of 32 and so is a block.
+        const int chunks = k / 32;
+        for (int chunk = lane; chunk < chunks; chunk += 32) {
+            u32 codes[ROWS][4];
+            float scale[ROWS];
+#pragma unroll
+            for (int i = 0; i < ROWS; i++) {
+                const u64 index = (u64)(row0 + i < n ? row0 + i : row0) * chunks + chunk;
+                const uint4 raw = __ldcs((const uint4 *)q.packed + index);
+                codes[i][0] = raw.x, codes[i][1] = raw.y, codes[i][2] = raw.z, codes[i][3] = raw.w;
+                scale[i] = block_scale(q, index >> (q.block_shift - 5));
+            }
+#pragma unroll
+            for (int part = 0; part < 4; part++) {
+                float w[ROWS][8];
+#pragma unroll
+                for (int i = 0; i < ROWS; i++)
+#pragma unroll
+                    for (int j = 0; j < 4; j++) {
+                        const u32 byte = codes[i][part] >> (8 * j);
+                        w[i][2 * j] = levels[byte >> 4 & 15][lane];
+                        w[i][2 * j + 1] = levels[byte & 15][lane];
+                    }
+#pragma unroll
+                for (int t = 0; t < T; t++) {
+                    if (t >= tokens) continue;
+                    float v[8];
+                    Eight<elem>::load(x + (u64)t * k + chunk * 32 + part * 8, v);
+#pragma unroll
+                    for (int i = 0; i < ROWS; i++) {
+                        float sum = 0.0f;
+#pragma unroll
+                        for (int j = 0; j < 8; j++) sum += w[i][j] * v[j];
+                        acc[i][t] += scale[i] * sum;
+                    }
+                }
+            }
+        }
+    });
 }
 
 KERNEL __launch_bounds__(128) void few_rows_quantized(Quantized q, const elem *x, int tokens, int n, int k, LowRank low,
@@ -160,31 +169,23 @@ KERNEL __launch_bounds__(128) void few_rows_quantized(Quantized q, const elem *x
 template <int T>
 __device__ void dense(const elem *w, const elem *x, int tokens, int n, int k, const LowRank &low, const float *bias, elem *y,
                       u64 ldy, int add) {
-    const int lane = threadIdx.x % 32, row0 = (blockIdx.x * blockDim.x + threadIdx.x) / 32 * ROWS;
-    if (row0 >= n) return;
-    float acc[ROWS][T];
+    rows_of_warp<T>(tokens, n, low, bias, y, ldy, add, [&](float (&acc)[ROWS][T], int row0, int lane) {
+        for (int col = lane * 8; col < k; col += 256) {
+            float a[ROWS][8];
 #pragma unroll
-    for (int i = 0; i < ROWS; i++)
+            for (int i = 0; i < ROWS; i++) Eight<elem>::load(w + (u64)(row0 + i < n ? row0 + i : row0) * k + col, a[i]);
 #pragma unroll
-        for (int t = 0; t < T; t++) acc[i][t] = 0.0f;
-    for (int col = lane * 8; col < k; col += 256) {
-        float a[ROWS][8];
+            for (int t = 0; t < T; t++) {
+                if (t >= tokens) continue;
+                float v[8];
+                Eight<elem>::load(x + (u64)t * k + col, v);
 #pragma unroll
-        for (int i = 0; i < ROWS; i++) Eight<elem>::load(w + (u64)(row0 + i < n ? row0 + i : row0) * k + col, a[i]);
+                for (int i = 0; i < ROWS; i++)
 #pragma unroll
-        for (int t = 0; t < T; t++) {
-            if (t >= tokens) continue;
-            float v[8];
-            Eight<elem>::load(x + (u64)t * k + col, v);
-#pragma unroll
-            for (int i = 0; i < ROWS; i++)
-#pragma unroll
-                for (int j = 0; j < 8; j++) acc[i][t] += a[i][j] * v[j];
+                    for (int j = 0; j < 8; j++) acc[i][t] += a[i][j] * v[j];
+            }
         }
-    }
-#pragma unroll
-    for (int i = 0; i < ROWS; i++)
-        if (row0 + i < n) finish_row<T>(acc[i], row0 + i, tokens, low, bias, y, ldy, add, lane);
+    });
 }
 
 KERNEL __launch_bounds__(128) void few_rows_dense(const elem *w, const elem *x, int tokens, int n, int k, LowRank low,

@@ -110,6 +110,23 @@ __device__ __forceinline__ void publish() {
 #endif
 }
 
+// In a loop over tiles of which STAGES are in flight: `load(stage)` starts the copy of the tile that is next, if there is
+// one, and commits it. Before the loop, and at the top of each round, whose tile is at `stage` then.
+template <class S, class Load> __device__ __forceinline__ void first_stages(const Load &load) {
+#pragma unroll
+    for (int i = 0; i < S::STAGES - 1; i++) load(i);
+}
+template <class S, class Load> __device__ __forceinline__ void next_stage(int stage, const Load &load) {
+    if constexpr (S::STAGES == 1) {
+        __syncthreads();
+        load(0);
+    }
+    copy_wait<S::STAGES == 1 ? 0 : S::STAGES - 2>();
+    publish();
+    __syncthreads();
+    if constexpr (S::STAGES > 1) load(stage == 0 ? S::STAGES - 1 : stage - 1);
+}
+
 // Writes 16 rows of results from a warp through its rows of a tile that nobody reads any more.
 template <int ROWS, int D>
 __device__ __forceinline__ void store_rows(char *tile, int row, const float (*acc)[4], float low, float high, elem *to,

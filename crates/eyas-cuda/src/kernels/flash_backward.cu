@@ -46,17 +46,16 @@ __device__ __forceinline__ void backward_query(const Attention &f, const elem *q
     const auto load = [&](int tile, int stage) {
         char *to = tiles + stage * 2 * KEY;
         const elem *from = keys + (u64)(tile * N) * f.l.width;
-        copier.run(to, from + f.l.key_offset, length - tile * N);
-        copier.run(to + KEY, from + f.l.value_offset, length - tile * N);
+        if (tile <= last) {
+            copier.run(to, from + f.l.key_offset, length - tile * N);
+            copier.run(to + KEY, from + f.l.value_offset, length - tile * N);
+        }
+        copy_commit();
     };
     Copier<ROWS, D, S::THREADS>(f.l.width, dim)
         .run(queries, qkv + (u64)(start + q0) * f.l.width + query_column(f.l, head), length - q0);
     Copier<ROWS, D, S::THREADS>(out_stride, dim).run(douts, dout + out_at, length - q0);
-#pragma unroll
-    for (int i = 0; i < S::STAGES - 1; i++) {
-        if (first + i <= last) load(first + i, i);
-        copy_commit();
-    }
+    first_stages<S>([&](int stage) { load(first + stage, stage); });
 
     // dout . out of the warp's rows: two lanes a row, meanwhile.
     float lse2[2], delta[2];
@@ -87,19 +86,7 @@ __device__ __forceinline__ void backward_query(const Attention &f, const elem *q
     set_zero(acc);
     int stage = 0;
     for (int tile = first; tile <= last; tile++) {
-        if constexpr (S::STAGES == 1) {
-            __syncthreads();
-            load(tile, 0);
-            copy_commit();
-        }
-        copy_wait<S::STAGES == 1 ? 0 : S::STAGES - 2>();
-        publish();
-        __syncthreads();
-        if constexpr (S::STAGES > 1) {
-            const int ahead = tile + S::STAGES - 1;
-            if (ahead <= last) load(ahead, stage == 0 ? S::STAGES - 1 : stage - 1);
-            copy_commit();
-        }
+        next_stage<S>(stage, [&](int free) { load(tile + S::STAGES - 1, free); });
         const char *key_tile = tiles + stage * 2 * KEY;
         stage = stage + 1 == S::STAGES ? 0 : stage + 1;
         if (tile < own_first || tile > own_last) continue;
@@ -201,8 +188,7 @@ __device__ __forceinline__ void backward_key(const Attention &f, const elem *qkv
         copy_commit();
         if (next_tile++ == last) next_tile = first, next_head++;
     };
-#pragma unroll
-    for (int i = 0; i < S::STAGES - 1; i++) load_next(i);
+    first_stages<S>(load_next);
 
     float dk[OUT / 8][4], dv[OUT / 8][4];
     set_zero(dk);
@@ -216,14 +202,7 @@ __device__ __forceinline__ void backward_key(const Attention &f, const elem *qkv
             bias[1] = bias_log2(f, table, k0 + row + lane / 4 + 8);
         }
         for (int tile = first; tile <= last; tile++) {
-            if constexpr (S::STAGES == 1) {
-                __syncthreads();
-                load_next(0);
-            }
-            copy_wait<S::STAGES == 1 ? 0 : S::STAGES - 2>();
-            publish();
-            __syncthreads();
-            if constexpr (S::STAGES > 1) load_next(stage == 0 ? S::STAGES - 1 : stage - 1);
+            next_stage<S>(stage, load_next);
             const char *query_tile = tiles + stage * STAGE, *dout_tile = query_tile + QUERY;
             const float4 *stats = (const float4 *)(dout_tile + QUERY);
             stage = stage + 1 == S::STAGES ? 0 : stage + 1;

@@ -45,17 +45,16 @@ __device__ __forceinline__ void forward(const Attention &f, const Keys &kv, cons
     const auto load = [&](int tile, int stage) {
         char *to = tiles + stage * 2 * KEY;
         const u64 at = (u64)(tile * N) * kv.row_stride;
-        copier.run(to, keys + at, total - tile * N);
-        copier.run(to + KEY, values + at, total - tile * N);
+        if (tile <= last) {
+            copier.run(to, keys + at, total - tile * N);
+            copier.run(to + KEY, values + at, total - tile * N);
+        }
+        copy_commit();
     };
     Copier<ROWS, D, S::THREADS>(f.l.width, dim)
         .run(queries, qkv + (u64)(start + q0) * f.l.width + query_column(f.l, head), length - q0);
     copy_commit();
-#pragma unroll
-    for (int i = 0; i < S::STAGES - 1; i++) {
-        if (first + i <= last) load(first + i, i);
-        copy_commit();
-    }
+    first_stages<S>([&](int stage) { load(first + stage, stage); });
     // mma.sync would read the queries from shared memory for every tile.
     constexpr bool REGISTERS = !WGMMA && D <= 128;
     u32 left[REGISTERS ? D / 16 : 1][4];
@@ -69,19 +68,7 @@ __device__ __forceinline__ void forward(const Attention &f, const Keys &kv, cons
     set_zero(acc);
     int stage = 0;
     for (int tile = first; tile <= last; tile++) {
-        if constexpr (S::STAGES == 1) {
-            __syncthreads();
-            load(tile, 0);
-            copy_commit();
-        }
-        copy_wait<S::STAGES == 1 ? 0 : S::STAGES - 2>();
-        publish();
-        __syncthreads();
-        if constexpr (S::STAGES > 1) {
-            const int ahead = tile + S::STAGES - 1;
-            if (ahead <= last) load(ahead, stage == 0 ? S::STAGES - 1 : stage - 1);
-            copy_commit();
-        }
+        next_stage<S>(stage, [&](int free) { load(tile + S::STAGES - 1, free); });
         const char *key_tile = tiles + stage * 2 * KEY;
         stage = stage + 1 == S::STAGES ? 0 : stage + 1;
         if (tile < own_first || tile > own_last) continue;

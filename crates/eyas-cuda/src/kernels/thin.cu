@@ -124,6 +124,39 @@ __device__ __forceinline__ void mask8(elem *p, const Dropout &drop, u32 token, u
     *(uint4 *)p = v;
 }
 
+// `load(step)` starts the copy of a step's operands; STAGES - 1 steps are on their way before the loop and in each round.
+template <class Load> __device__ __forceinline__ void first_stages(int steps, const Load &load) {
+    for (int s = 0; s < STAGES - 1; s++) {
+        if (s < steps) load(s);
+        copy_commit();
+    }
+}
+template <class Load> __device__ __forceinline__ void next_stage(int step, int steps, const Load &load) {
+    copy_wait<STAGES - 2>();
+    __syncthreads();
+    if (step + STAGES - 1 < steps) load(step + STAGES - 1);
+    copy_commit();
+}
+
+template <int N> __device__ __forceinline__ void set_zero(float (&acc)[N][4]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) acc[i][0] = acc[i][1] = acc[i][2] = acc[i][3] = 0.0f;
+}
+
+// Adds the products of a warp's rows and 16 ranks at a time; `right(b, n)` reads those of the ranks from n on.
+template <int N, class Right>
+__device__ __forceinline__ void add_ranks(float (&acc)[N][4], const u32 (&left)[4], int ranks, const Right &right) {
+#pragma unroll
+    for (int n = 0; n < 8 * N; n += 16) {
+        if (n < ranks) {
+            u32 b[4];
+            right(b, n);
+            Mma<elem>::run(acc[n / 8], left, b[0], b[1]);
+            Mma<elem>::run(acc[n / 8 + 1], left, b[2], b[3]);
+        }
+    }
+}
+
 #define DOWN_LD (STEP + 8)
 #define GRAD_LD (GRAD_COLS + 8)
 
@@ -142,8 +175,7 @@ __device__ void down(const elem *x, u64 ldx, int vec, int tokens, int k, const e
     const int steps = k1 > k0 ? (k1 - k0 + STEP - 1) / STEP : 0;
 
     float acc[R / 8][4];
-#pragma unroll
-    for (int i = 0; i < R / 8; i++) acc[i][0] = acc[i][1] = acc[i][2] = acc[i][3] = 0.0f;
+    set_zero(acc);
 
     // A thread has the same eight columns of every 32nd row in each stage.
     const int first_row = threadIdx.x / (STEP / 8), local = threadIdx.x % (STEP / 8) * 8;
@@ -168,15 +200,9 @@ __device__ void down(const elem *x, u64 ldx, int vec, int tokens, int k, const e
             copy16(&as[slot * R + row][col], a + (u64)(rank0 + row) * lda + col0 + col, true);
         }
     };
-    for (int s = 0; s < STAGES - 1; s++) {
-        if (s < steps) load(s);
-        copy_commit();
-    }
+    first_stages(steps, load);
     for (int step = 0; step < steps; step++) {
-        copy_wait<STAGES - 2>();
-        __syncthreads();
-        if (step + STAGES - 1 < steps) load(step + STAGES - 1);
-        copy_commit();
+        next_stage(step, steps, load);
         Row *xt = xs + step % STAGES * DOWN_ROWS, *at = as + step % STAGES * R;
         if (copy || drop.threshold) {
             const int col = k0 + step * STEP + local;
@@ -201,16 +227,10 @@ __device__ void down(const elem *x, u64 ldx, int vec, int tokens, int k, const e
         for (int kk = 0; kk < STEP; kk += 16) {
             u32 fa[4];
             ldmatrix4(fa, &xt[warp * 16 + lane % 16][kk + lane / 16 * 8]);
-#pragma unroll
-            for (int n = 0; n < R; n += 16) {
-                if (n < ranks) {
-                    // Rows n .. n + 8 and n + 8 .. n + 16 of a, each in two halves of eight columns.
-                    u32 fb[4];
-                    ldmatrix4(fb, &at[n + lane / 16 * 8 + lane % 8][kk + lane / 8 % 2 * 8]);
-                    Mma<elem>::run(acc[n / 8], fa, fb[0], fb[1]);
-                    Mma<elem>::run(acc[n / 8 + 1], fa, fb[2], fb[3]);
-                }
-            }
+            // Rows n .. n + 8 and n + 8 .. n + 16 of a, each in two halves of eight columns.
+            add_ranks(acc, fa, ranks, [&](u32 (&fb)[4], int n) {
+                ldmatrix4(fb, &at[n + lane / 16 * 8 + lane % 8][kk + lane / 8 % 2 * 8]);
+            });
         }
     }
     const int row = row0 + warp * 16 + lane / 4;
@@ -239,8 +259,7 @@ __device__ void grad(const elem *h, u64 ldh, int hvec, int r, const elem *x, u64
     const int steps = t1 > t0 ? (t1 - t0 + STEP - 1) / STEP : 0;
 
     float acc[R / 8][4];
-#pragma unroll
-    for (int i = 0; i < R / 8; i++) acc[i][0] = acc[i][1] = acc[i][2] = acc[i][3] = 0.0f;
+    set_zero(acc);
 
     // A thread has the same eight columns of every 16th row in each stage.
     const int first_row = threadIdx.x / (GRAD_COLS / 8), local = threadIdx.x % (GRAD_COLS / 8) * 8;
@@ -266,15 +285,9 @@ __device__ void grad(const elem *h, u64 ldh, int hvec, int r, const elem *x, u64
             stage8(&hs[slot * STEP + row][col], h + (u64)(t < t1 ? t : 0) * ldh, rank0 + col, r, t < t1, hvec);
         }
     };
-    for (int s = 0; s < STAGES - 1; s++) {
-        if (s < steps) load(s);
-        copy_commit();
-    }
+    first_stages(steps, load);
     for (int step = 0; step < steps; step++) {
-        copy_wait<STAGES - 2>();
-        __syncthreads();
-        if (step + STAGES - 1 < steps) load(step + STAGES - 1);
-        copy_commit();
+        next_stage(step, steps, load);
         XRow *xt = xs + step % STAGES * STEP;
         HRow *ht = hs + step % STAGES * STEP;
         if (drop.threshold) {
@@ -290,15 +303,9 @@ __device__ void grad(const elem *h, u64 ldh, int hvec, int r, const elem *x, u64
             // x is [t, col]; the transposing load makes columns the rows of the first operand.
             u32 fa[4];
             ldmatrix4_trans(fa, &xt[kk + lane / 16 * 8 + lane % 8][warp * 16 + lane / 8 % 2 * 8]);
-#pragma unroll
-            for (int n = 0; n < R; n += 16) {
-                if (n < ranks) {
-                    u32 fb[4];
-                    ldmatrix4_trans(fb, &ht[kk + lane % 16][n + lane / 16 * 8]);
-                    Mma<elem>::run(acc[n / 8], fa, fb[0], fb[1]);
-                    Mma<elem>::run(acc[n / 8 + 1], fa, fb[2], fb[3]);
-                }
-            }
+            add_ranks(acc, fa, ranks, [&](u32 (&fb)[4], int n) {
+                ldmatrix4_trans(fb, &ht[kk + lane % 16][n + lane / 16 * 8]);
+            });
         }
     }
     const int col = col0 + warp * 16 + lane / 4;
@@ -325,8 +332,7 @@ KERNEL __launch_bounds__(256) void thin_up(const elem *h, u64 ldh, int hvec, int
     const int row0 = blockIdx.y * 64, col0 = blockIdx.x * 128;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, wm = warp % 4 * 16, wn = warp / 4 * 64;
     float acc[8][4];
-#pragma unroll
-    for (int i = 0; i < 8; i++) acc[i][0] = acc[i][1] = acc[i][2] = acc[i][3] = 0.0f;
+    set_zero(acc);
     for (int r0 = 0; r0 < r; r0 += 64) {
         const int depth = r - r0 < 64 ? (r - r0 + 15) / 16 * 16 : 64;
         __syncthreads();

@@ -350,6 +350,16 @@ impl Backend for Card {
         self.cpu.zeros(dtype, rows, cols)
     }
 
+    fn host_values<'b>(&self, buffer: &'b CpuTensor) -> Result<&'b [f32]> {
+        self.at("host_values")?;
+        self.cpu.host_values(buffer)
+    }
+
+    fn host_values_mut<'b>(&self, buffer: &'b mut CpuTensor) -> Result<&'b mut [f32]> {
+        self.at("host_values")?;
+        self.cpu.host_values_mut(buffer)
+    }
+
     fn new_batch(&self, max_tokens: usize, max_sequences: usize) -> Result<CpuBatch> {
         self.cpu.new_batch(max_tokens, max_sequences)
     }
@@ -432,6 +442,21 @@ impl Backend for Card {
         )
     }
 
+    fn cache_write(
+        &self,
+        batch: &CpuBatch,
+        layout: &QkvLayout,
+        of: Option<&Rope<Self>>,
+        positions: usize,
+        qkv: &mut T,
+        keys: &mut T,
+        values: &mut T,
+    ) -> Result<()> {
+        self.at("cache_write")?;
+        let [qkv, keys, values] = [qkv, keys, values].map(Plain::plain);
+        self.cpu.cache_write(batch, layout, of.map(rope).as_ref(), positions, qkv, keys, values)
+    }
+
     fn attention_cached(
         &self,
         batch: &CpuBatch,
@@ -475,9 +500,6 @@ impl Backend for Card {
         add(tokens: usize, x: &T, y: &mut T);
         copy(tokens: usize, x: &T, y: &mut T);
         copy_rows(tensor: &mut T, from: Range<usize>, to: usize);
-        cache_write(
-            batch: &CpuBatch, layout: &QkvLayout, positions: usize, qkv: &T, keys: &mut T, values: &mut T
-        );
         activation(tokens: usize, kind: Activation, x: &T, y: &mut T);
         activation_backward(tokens: usize, kind: Activation, dy: &T, x: &mut T);
         gather_targets(batch: &CpuBatch, targets: Range<usize>, x: &T, y: &mut T);

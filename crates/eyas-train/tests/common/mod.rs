@@ -8,11 +8,11 @@ pub mod golden;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use eyas_backend::Backend;
+use eyas_backend::{Backend, FlatBatch};
 use eyas_data::Example;
-use eyas_model::{LoadOptions, Model};
+use eyas_model::{LoadOptions, LoraLayout, MemoryPlan, Model};
 use eyas_train::recipe::MemoryBudget;
-use eyas_train::{Event, ExtraFile, Job, Outcome, Recipe, Replica, Result, Trainer, TrainingPlan};
+use eyas_train::{Engine, Event, ExtraFile, Job, Outcome, Recipe, Replica, Result, Trainer, TrainingPlan};
 pub use golden::*;
 
 /// Rows of different lengths, with something to learn in them: each continues an arithmetic progression.
@@ -66,6 +66,33 @@ pub fn recipe(output: &Path) -> Recipe {
     recipe.model.model_name_or_path = Some("tiny/llama2".into());
     recipe.training.output_dir = output.display().to_string();
     recipe
+}
+
+/// The layout of that recipe's adapter.
+pub fn layout<B: Backend>(model: &Model<B>) -> LoraLayout {
+    LoraLayout::new(model.decoder(), recipe(Path::new("x")).lora.config()).unwrap()
+}
+
+/// So many replicas of a model, each with this plan, at an adapter that is not zero.
+pub fn engine<'a, B: Backend>(
+    replicas: usize,
+    backend: &'a B,
+    model: &'a Model<B>,
+    layout: LoraLayout,
+    plan: MemoryPlan,
+) -> Engine<'a, B> {
+    let params: Vec<f32> = (0..layout.parameters()).map(|i| (i as f32 * 0.37).sin() * 0.05).collect();
+    let (all, plans) = (vec![Replica::alone(backend, model); replicas], vec![plan; replicas]);
+    Engine::new(&all, layout, &params, Default::default(), &plans).unwrap()
+}
+
+/// A batch of these rows.
+pub fn batch_of<'a>(rows: impl IntoIterator<Item = &'a Example>) -> FlatBatch {
+    let mut batch = FlatBatch::new();
+    for row in rows {
+        batch.push_causal(&row.input_ids, &row.target_mask).unwrap();
+    }
+    batch
 }
 
 /// What a run told.
@@ -142,13 +169,7 @@ pub fn plans<B: Backend>(model: &Model<B>, backend: &B, recipe: &Recipe) -> Vec<
     let mut recipe = recipe.clone();
     let mut plan = |budget: MemoryBudget| {
         recipe.training.memory_budget = budget;
-        let job = Job {
-            replicas: vec![Replica::alone(backend, model)],
-            recipe: &recipe,
-            train,
-            eval,
-            extra_files: Vec::new(),
-        };
+        let job = Job::alone(backend, model, &recipe, train, eval);
         Trainer::new(job).ok().map(|trainer| trainer.summary().plans[0].clone())
     };
     let first = plan(MemoryBudget::Auto);
