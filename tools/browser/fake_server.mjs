@@ -5,7 +5,7 @@
  *
  * What it does depends on words in the question:
  * `slow` streams for some seconds, `silent` waits before its first word, `once` does so from the second time on,
- * `markdown`, `hostile` and `wide` answer with such text, `مرحبا` in Arabic,
+ * `markdown`, `table`, `hostile` and `wide` answer with such text, `مرحبا` in Arabic,
  * `busy` is refused with 429 twice, `long question` is refused as too long, `fail` with 500, `vanish` closes the connection,
  * `break` closes it in the middle of the answer, `cut` ends at the length, `checked` says that a part was replaced,
  * `are you human` is answered with the reminder first, and `end my life` is answered with care.

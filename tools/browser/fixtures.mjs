@@ -335,6 +335,17 @@ breathe out
 
 Read [the guide](https://example.org/guide) or https://example.com/page.`;
 
+export const TABLE = `A week that is kind to you:
+
+| When | What to do | Why it helps | How long |
+|:-----|------------|--------------|---------:|
+| **Monday** | Walk to work, or a part of the way | Daylight early in the day helps sleep at night | 20 min |
+| Wednesday | Call a friend [as here](https://example.org/call) | Company, even short, eases worry | 10 min |
+| Friday | Write down three things that went well | \`gratitude\` is practised \\| learned <img src=x onerror="window.hacked=7"> | 5 min |
+| Weekend | Rest | |
+
+Choose one of them to begin with.`;
+
 /** What a model should never be able to do to the page. */
 export const HOSTILE = `<script>window.hacked = 1</script>
 <img src=x onerror="window.hacked = 2"> <svg onload="window.hacked = 3"></svg>
@@ -347,6 +358,7 @@ export const HOSTILE = `<script>window.hacked = 1</script>
 
 /** The answer of a model to a question, by what the question holds. */
 export function answerTo(model, question, language) {
+  if (question.includes("table")) return TABLE;
   if (question.includes("markdown")) return MARKDOWN;
   if (question.includes("hostile")) return HOSTILE;
   if (question.includes("wide")) return WIDE;

@@ -257,6 +257,43 @@ onSizes("what is wider than the window is broken or scrolls by itself", async (s
   await site.shot("wide-compared");
 });
 
+onSizes("a table is a table while it is written, and scrolls sideways where it is wide", async (site) => {
+  const { page } = site;
+  await page.evaluate(() => {
+    window.bars = [];
+    new MutationObserver(() => {
+      for (const p of document.querySelectorAll(".prose p, .prose th")) {
+        if (p.textContent.includes("|")) window.bars.push(p.textContent);
+      }
+    }).observe(document.body, { childList: true, subtree: true });
+  });
+  await site.ask("slow table", false);
+  const box = site.answer().locator(".table");
+  await box.locator("td").nth(4).waitFor();
+  // In one step: between two the growing table may have been drawn again.
+  await page.evaluate(() => {
+    const box = document.querySelector(".prose .table");
+    box.scrollLeft = 40;
+    box.focus();
+  });
+  await site.answered();
+  assert.deepEqual(await page.evaluate(() => window.bars), [], "its signs are never seen");
+  assert.ok(await box.evaluate((node) => node === document.activeElement), "the keyboard stays where it was");
+  const [over, aside] = await box.evaluate((node) => [node.scrollWidth - node.clientWidth, node.scrollLeft]);
+  if (site.size === "phone") assert.ok(over > 50 && aside === 40, `${over} px wider, ${aside} px aside`);
+  assert.deepEqual(await box.locator("th[scope=col]").allTextContents(), [
+    "When",
+    "What to do",
+    "Why it helps",
+    "How long",
+  ]);
+  assert.match(await box.locator("tr").nth(3).textContent(), /is practised \| learned <img src=x/);
+  assert.equal(await box.locator("td").nth(3).evaluate((node) => getComputedStyle(node).textAlign), "end");
+  assert.equal(await box.locator("img").count(), 0);
+  await site.checkAccess();
+  await site.shot("table");
+});
+
 onSizes("Arabic runs from the right, and English beside it from the left", async (site) => {
   const { page } = site;
   await site.ask("مرحبا، أشعر بالحزن اليوم");

@@ -9,7 +9,7 @@ const paragraph = (...children) => ({ type: "paragraph", children });
 function outline(nodes) {
   return nodes
     .map((node) => {
-      const inner = node.children ?? node.blocks ?? node.items?.flat();
+      const inner = node.children ?? node.blocks ?? node.items?.flat() ?? node.head?.concat(...node.body).flat();
       return inner
         ? `${node.type}(${outline(inner)})`
         : node.type === "text"
@@ -216,6 +216,8 @@ test("random text loses no letters and never throws", () => {
     ">",
     "字",
     "!",
+    "|",
+    "\n|a|\n|-|\n",
   ];
   for (let round = 0; round < 3000; round++) {
     const source = Array.from({ length: random(40) }, () => parts[random(parts.length)]).join("");

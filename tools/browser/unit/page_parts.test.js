@@ -130,6 +130,13 @@ test("a screen reader hears whole sentences, each once, with pauses", () => {
   assert.equal(heard.length, 3);
 });
 
+test("a table is heard row by row, without its signs", () => {
+  const heard = [];
+  const announcer = new Announcer((text) => heard.push(text));
+  announcer.update("| When | What |\n|:---|---:|\n| 9 pm | **Rest** |\n", true);
+  assert.deepEqual(heard, ["When, What. 9 pm, Rest."]);
+});
+
 test("Chinese sentences are told apart without spaces", () => {
   const heard = [];
   new Announcer(

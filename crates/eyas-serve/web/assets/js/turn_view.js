@@ -53,16 +53,16 @@ export class AnswerView {
     if (this.frame) return;
     this.frame = requestAnimationFrame(() => {
       this.frame = 0;
-      this.show(answer);
+      this.show(answer, true);
       if (answer.text || answer.care) this.notes.replaceChildren();
       this.grew?.();
     });
   }
 
-  /** @param {import("./conversations.js").Answer} answer */
-  show(answer) {
-    if (answer.care) this.showCare(answer, false);
-    else this.markdown.show(answer.text);
+  /** @param {import("./conversations.js").Answer} answer @param {boolean} [grows] whether more of it may follow */
+  show(answer, grows = false) {
+    if (answer.care) this.showCare(answer, !grows);
+    else this.markdown.show(answer.text, grows);
   }
 
   /**
@@ -86,8 +86,7 @@ export class AnswerView {
     clearTimeout(this.patience);
     cancelAnimationFrame(this.frame);
     this.frame = 0;
-    if (answer.care) this.showCare(answer, true);
-    else this.show(answer);
+    this.show(answer);
     const notes = [];
     if (answer.replaced) notes.push(h("p.small.soft", { say: "answer.replaced" }));
     if (answer.finish in ENDS) notes.push(h("p.small.soft", { say: ENDS[answer.finish] }));

@@ -124,6 +124,7 @@ export default {
   "answer.filtered": "The answer was held back by the safety check.",
   "answer.replaced": "The safety check replaced a part of this answer.",
   "answer.empty": "The model gave no words. Try again, or ask in another way.",
+  "answer.table": "Table",
   "answer.broken": "This answer broke off.",
 
   "trouble.gone": "The server cannot be reached. Is it still running, and are you connected to it?",

@@ -120,6 +120,7 @@ export default {
   "answer.filtered": "安全檢查攔下了這個回答。",
   "answer.replaced": "安全檢查替換了這個回答的一部分。",
   "answer.empty": "模型沒有寫出內容。請再試一次，或換個方式問。",
+  "answer.table": "表格",
   "answer.broken": "這個回答中斷了。",
 
   "trouble.gone": "無法連上伺服器。它還在執行嗎？你的連線正常嗎？",
