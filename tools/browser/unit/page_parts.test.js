@@ -87,14 +87,14 @@ test("chunks give text, care, notes and the end", () => {
     { type: "finish", reason: "stop" },
   ]);
   assert.deepEqual(chunk({ choices: [], usage: {} }), []);
-  assert.throws(() => chunk({ error: { message: "m", code: "shutting_down" } }), { trouble: "busy" });
+  assert.throws(() => chunk({ error: { message: "m", code: "shutting_down" } }), { trouble: "unready" });
   assert.throws(() => [...pieces("<html>")], { trouble: "broken" });
 });
 
 test("statuses and codes become troubles that the page explains", () => {
   const cases = [
     [429, { code: "queue_full" }, "busy"],
-    [503, {}, "busy"],
+    [503, {}, "unready"],
     [400, { code: "context_length_exceeded" }, "too_long"],
     [413, { code: "body_too_large" }, "too_long"],
     [401, { code: "invalid_api_key" }, "key"],

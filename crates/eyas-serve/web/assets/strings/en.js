@@ -132,6 +132,8 @@ export default {
   reload: "Load the page again",
   "trouble.broken": "The connection broke off in the middle of the answer. What had come is kept.",
   "trouble.busy": "Many people are asking just now. Your message is still here.",
+  "trouble.unready": "The server is not ready; it may be starting again. Your message is still here.",
+  "trouble.help": "“Get help now” at the top of the page works all the same.",
   "trouble.too_long":
     "This is too long for the model. Shorten the message, let it remember less in the settings, or begin a new conversation.",
   "trouble.key": "This server asks for a key. The person who runs it can give you one.",
