@@ -363,6 +363,7 @@ export function answerTo(model, question, language) {
   if (question.includes("hostile")) return HOSTILE;
   if (question.includes("wide")) return WIDE;
   if (question.includes("مرحبا")) return ARABIC;
+  if (question.includes("slow long")) return Array.from({ length: 80 }, (_, i) => `Line ${i + 1}.`).join("\n\n");
   if (question.includes("slow") || question.includes("break"))
     return Array.from({ length: 60 }, (_, i) => `word${i + 1}`).join(" ");
   if (model === "falcon-small") return BASE;

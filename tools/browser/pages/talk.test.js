@@ -136,6 +136,48 @@ onSizes("a reader who went up is not pulled down by a growing answer", async (si
   assert.ok(below < 5, `${below} px below`);
 });
 
+onSizes("a long answer is read from its start, and who goes to its end is taken along", async (site) => {
+  const { page } = site;
+  await site.ask("first");
+  await site.ask("slow long", false);
+  const place = () =>
+    page.evaluate(() => {
+      const question = [...document.querySelectorAll(".question")].at(-1);
+      const bar = document.querySelector(".top").getBoundingClientRect().bottom;
+      const below = document.documentElement.scrollHeight - innerHeight - scrollY;
+      return { top: question.getBoundingClientRect().top - bar, below };
+    });
+  await page.locator(".jump").waitFor();
+  assert.ok(Math.abs((await place()).top - 16) < 3, "its question is at the top");
+  await page.click(".jump");
+  const lines = await site.answer().locator("p").count();
+  await site.answer()
+    .locator("p")
+    .nth(lines + 2)
+    .waitFor();
+  assert.ok((await place()).below < 60, "its end is in sight");
+  await page.click("#view-talk [data-say-aria-label='composer.stop']");
+});
+
+onSizes("an answer that was under way when the page was loaded anew is there as far as it came", async (site) => {
+  const { page, server } = site;
+  await site.ask("slow", false);
+  await page.waitForFunction(() => /word3/.test(document.querySelector(".prose")?.textContent ?? ""));
+  await page.fill("#view-talk textarea", "not sent yet");
+  await page.reload();
+  await page.waitForFunction(() => /word3.*broke off/s.test(document.querySelector(".answer")?.textContent ?? ""));
+  assert.equal(await page.inputValue("#view-talk textarea"), "not sent yet");
+  await site.answer().locator("button", { hasText: "Try again" }).click();
+  await page.waitForFunction(() => /word60/.test(document.querySelector(".prose")?.textContent ?? ""));
+  await site.answered();
+  assert.equal(server.questions().length, 2);
+  await site.ask("silent", false);
+  await page.waitForSelector(".waiting");
+  await page.reload();
+  await page.waitForFunction(() => /broke off/.test([...document.querySelectorAll(".answer")][1]?.textContent ?? ""));
+  assert.ok(await site.answer().locator("button", { hasText: "Try again" }).isVisible(), "nothing had come of it");
+});
+
 onSizes("changing a question cuts what followed, and that can be undone", async (site) => {
   const { page, server } = site;
   await site.ask("first");

@@ -7,6 +7,17 @@ import { missingPart } from "./dialogs.js";
 import { h } from "./dom.js";
 import { welcome } from "./welcome.js";
 
+/** The conversation that this tab shows. */
+const OPENED = "eyas.open";
+
+function lastOpened() {
+  try {
+    return sessionStorage.getItem(OPENED);
+  } catch {
+    return null;
+  }
+}
+
 export class Talk {
   /** @param {import("./app.js").App} app @param {HTMLElement} root */
   constructor(app, root) {
@@ -25,10 +36,15 @@ export class Talk {
       stop: () => this.thread?.stop(),
     });
     root.append(this.intro, this.turns, this.composer.root);
-    this.open(null);
+    this.open(lastOpened());
     const draft = app.store.get("draft", "");
     if (draft) this.composer.put(draft);
     app.store.remove("draft");
+    // Words that were not sent are there again when the page is; after everything was cleared nothing is written.
+    addEventListener("pagehide", () => {
+      const text = this.composer.text.value;
+      if (text && app.acknowledged) app.keep(() => app.store.set("draft", text));
+    });
   }
 
   /** The thread, once. @returns {Promise<import("./thread.js").Thread>} */
@@ -94,8 +110,13 @@ export class Talk {
     this.composer.setBusy(this.thread?.busy ?? false);
   }
 
-  /** Tells the list at the side. */
+  /** Tells the list at the side, and what shows this conversation again after the page was loaded anew. */
   tell() {
+    try {
+      sessionStorage.setItem(OPENED, this.conversation.id);
+    } catch {
+      // Without storage the page begins with a new conversation.
+    }
     document.dispatchEvent(new CustomEvent("eyas:conversations", { detail: { open: this.conversation.id } }));
   }
 }
