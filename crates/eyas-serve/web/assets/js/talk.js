@@ -7,17 +7,6 @@ import { missingPart } from "./dialogs.js";
 import { h } from "./dom.js";
 import { welcome } from "./welcome.js";
 
-/** The conversation that this tab shows. */
-const OPENED = "eyas.open";
-
-function lastOpened() {
-  try {
-    return sessionStorage.getItem(OPENED);
-  } catch {
-    return null;
-  }
-}
-
 export class Talk {
   /** @param {import("./app.js").App} app @param {HTMLElement} root */
   constructor(app, root) {
@@ -36,14 +25,14 @@ export class Talk {
       stop: () => this.thread?.stop(),
     });
     root.append(this.intro, this.turns, this.composer.root);
-    this.open(lastOpened());
-    const draft = app.store.get("draft", "");
+    const draft = app.tab.get("draft", "");
+    this.open(app.tab.get("open", null));
     if (draft) this.composer.put(draft);
-    app.store.remove("draft");
-    // Words that were not sent are there again when the page is; after everything was cleared nothing is written.
+    app.tab.remove("draft");
+    // Words that were not sent are there again with the page, in this tab alone: whoever opens another sees none.
     addEventListener("pagehide", () => {
       const text = this.composer.text.value;
-      if (text && app.acknowledged) app.keep(() => app.store.set("draft", text));
+      if (text && app.acknowledged) app.keep(() => app.tab.set("draft", text));
     });
   }
 
@@ -86,7 +75,7 @@ export class Talk {
       // The words are there again after the page was loaded again.
       this.composer.setBusy(false);
       this.composer.put(text);
-      this.app.keep(() => this.app.store.set("draft", text));
+      this.app.keep(() => this.app.tab.set("draft", text));
       missingPart();
     }
   }
@@ -112,11 +101,7 @@ export class Talk {
 
   /** Tells the list at the side, and what shows this conversation again after the page was loaded anew. */
   tell() {
-    try {
-      sessionStorage.setItem(OPENED, this.conversation.id);
-    } catch {
-      // Without storage the page begins with a new conversation.
-    }
+    this.app.keep(() => this.app.tab.set("open", this.conversation.id));
     document.dispatchEvent(new CustomEvent("eyas:conversations", { detail: { open: this.conversation.id } }));
   }
 }
