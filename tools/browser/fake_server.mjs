@@ -4,10 +4,11 @@
  *     node fake_server.mjs [port]
  *
  * What it does depends on words in the question:
- * `slow` streams for some seconds, `silent` waits before its first word, `once` does so from the second time on,
- * `markdown`, `hostile` and `wide` answer with such text, `مرحبا` in Arabic,
- * `busy` is refused with 429 twice, `long question` is refused as too long, `fail` with 500, `vanish` closes the connection,
- * `break` closes it in the middle of the answer, `cut` ends at the length, `checked` says that a part was replaced,
+ * `slow` streams for some seconds, `slow long` many paragraphs, `silent` waits before its first word, `once` does so from
+ * the second time on,
+ * `markdown`, `table`, `hostile` and `wide` answer with such text, `مرحبا` in Arabic,
+ * `busy` is refused with 429 twice, `restart` with 503, `long question` as too long, `fail` with 500, `vanish` closes the
+ * connection, `break` closes it in the middle of the answer, `cut` ends at the length, `checked` says that a part was replaced,
  * `are you human` is answered with the reminder first, and `end my life` is answered with care.
  */
 import { createServer } from "node:http";
@@ -84,6 +85,7 @@ export async function startFakeServer({ port = 0, page = (p) => p, key } = {}) {
     if (question.includes("fail")) return refuse(response, 500, "internal_error", "the engine stumbled");
     if (question.includes("long question"))
       return refuse(response, 400, "context_length_exceeded", "the prompt has 5000 tokens; at most 2047 fit");
+    if (question.includes("restart")) return refuse(response, 503, "shutting_down", "the server is stopping");
     if (question.includes("busy")) {
       const count = (refusals.get(question) ?? 0) + 1;
       refusals.set(question, count);

@@ -174,6 +174,19 @@ const band = (from, to, en, zh, shows_help = false) => ({
   shows_help,
 });
 
+/** What PHQ-9 and GAD-7 have in common. */
+const SUM_OF_FREQUENCIES = {
+  options: FREQUENCY.map((label, value) => ({ value, label })),
+  factor: 1,
+  unit: "sum",
+  source_url: "https://www.phqscreeners.com",
+};
+const LOWER_BANDS = [
+  band(0, 4, "Minimal", "極輕微"),
+  band(5, 9, "Mild", "輕度"),
+  band(10, 14, "Moderate", "中度"),
+];
+
 const TABLES = [
   {
     id: "phq-9",
@@ -203,19 +216,14 @@ const TABLES = [
       ),
       both("Thoughts that you would be better off dead or of hurting yourself in some way", "想到自己最好去死或者自殘"),
     ],
-    options: FREQUENCY.map((label, value) => ({ value, label })),
-    factor: 1,
-    unit: "sum",
+    ...SUM_OF_FREQUENCIES,
     bands: [
-      band(0, 4, "Minimal", "極輕微"),
-      band(5, 9, "Mild", "輕度"),
-      band(10, 14, "Moderate", "中度"),
+      ...LOWER_BANDS,
       band(15, 19, "Moderately severe", "中重度", true),
       band(20, 27, "Severe", "重度", true),
     ],
     help_items: [8],
     source: "Kroenke K, Spitzer RL, Williams JBW. The PHQ-9. J Gen Intern Med 2001;16:606-613.",
-    source_url: "https://www.phqscreeners.com",
     licence: both(
       "Developed with a grant from Pfizer; no permission required to reproduce, translate, display or distribute.",
       "由 Pfizer 資助開發；重製、翻譯、展示或散布無須許可。",
@@ -238,19 +246,14 @@ const TABLES = [
       both("Becoming easily annoyed or irritable", "變得容易煩惱或急躁"),
       both("Feeling afraid as if something awful might happen", "感到害怕，好像將有可怕的事發生"),
     ],
-    options: FREQUENCY.map((label, value) => ({ value, label })),
-    factor: 1,
-    unit: "sum",
+    ...SUM_OF_FREQUENCIES,
     bands: [
-      band(0, 4, "Minimal", "極輕微"),
-      band(5, 9, "Mild", "輕度"),
-      band(10, 14, "Moderate", "中度"),
+      ...LOWER_BANDS,
       band(15, 21, "Severe", "重度", true),
     ],
     help_items: [],
     source:
       "Spitzer RL et al. A brief measure for assessing generalized anxiety disorder. Arch Intern Med 2006;166:1092-1097.",
-    source_url: "https://www.phqscreeners.com",
     licence: both("Developed with a grant from Pfizer; no permission required.", "由 Pfizer 資助開發；無須許可。"),
   },
   {
@@ -332,6 +335,17 @@ breathe out
 
 Read [the guide](https://example.org/guide) or https://example.com/page.`;
 
+export const TABLE = `A week that is kind to you:
+
+| When | What to do | Why it helps | How long |
+|:-----|------------|--------------|---------:|
+| **Monday** | Walk to work, or a part of the way | Daylight early in the day helps sleep at night | 20 min |
+| Wednesday | Call a friend [as here](https://example.org/call) | Company, even short, eases worry | 10 min |
+| Friday | Write down three things that went well | \`gratitude\` is practised \\| learned <img src=x onerror="window.hacked=7"> | 5 min |
+| Weekend | Rest | |
+
+Choose one of them to begin with.`;
+
 /** What a model should never be able to do to the page. */
 export const HOSTILE = `<script>window.hacked = 1</script>
 <img src=x onerror="window.hacked = 2"> <svg onload="window.hacked = 3"></svg>
@@ -344,10 +358,12 @@ export const HOSTILE = `<script>window.hacked = 1</script>
 
 /** The answer of a model to a question, by what the question holds. */
 export function answerTo(model, question, language) {
+  if (question.includes("table")) return TABLE;
   if (question.includes("markdown")) return MARKDOWN;
   if (question.includes("hostile")) return HOSTILE;
   if (question.includes("wide")) return WIDE;
   if (question.includes("مرحبا")) return ARABIC;
+  if (question.includes("slow long")) return Array.from({ length: 80 }, (_, i) => `Line ${i + 1}.`).join("\n\n");
   if (question.includes("slow") || question.includes("break"))
     return Array.from({ length: 60 }, (_, i) => `word${i + 1}`).join(" ");
   if (model === "falcon-small") return BASE;

@@ -38,6 +38,26 @@ onSizes("a crisis is answered with helplines to press, steps, and a way to go on
   await page.waitForSelector("#view-talk .care .ways a");
 });
 
+onSizes("the first number to call is in sight, and stays there, whatever the window", async (site) => {
+  const { page } = site;
+  const phones = ["390x844", "375x667", "320x568", "390x450"];
+  for (const size of site.size === "phone" ? phones : ["1280x800", "640x400"]) {
+    const [width, height] = size.split("x").map(Number);
+    await page.setViewportSize({ width, height });
+    await site.ask(`I want to end my life ${width}`);
+    const number = page.locator("#view-talk .care").last().locator("a[href='tel:999']");
+    const [box, from, to] = [
+      await number.boundingBox(),
+      await page.evaluate(() => document.querySelector(".top").getBoundingClientRect().bottom),
+      await page.evaluate(() => document.querySelector("#view-talk .composer").getBoundingClientRect().top),
+    ];
+    assert.ok(box.y >= from && box.y + box.height <= to, `${size}: ${box.y}, between ${from} and ${to}`);
+    assert.ok(await page.locator("#view-talk .turn").last().locator(".by").isHidden(), "no model is named");
+    assert.equal(await site.answer().locator("button:visible", { hasText: "Try again" }).count(), 0);
+    await site.shot(`care-${size}`);
+  }
+});
+
 onSizes("the region can be changed where help is shown, and is remembered", async (site) => {
   const { page, server } = site;
   await site.ask("I want to end my life");
@@ -112,6 +132,6 @@ onSizes("without a region the emergency number is named by place", async (site) 
   await page.click("#help");
   await page.selectOption("dialog select", "");
   await page.waitForSelector("dialog .lines > p");
-  assert.match(await page.textContent("dialog .lines"), /112.*911.*999.*Find A Helpline/s);
+  assert.match(await page.textContent("dialog .care"), /112.*911.*999.*Find A Helpline/s);
   assert.equal(await page.locator("dialog .care ol li").count(), 4, "steps that always fit");
 });

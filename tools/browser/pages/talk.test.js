@@ -136,6 +136,48 @@ onSizes("a reader who went up is not pulled down by a growing answer", async (si
   assert.ok(below < 5, `${below} px below`);
 });
 
+onSizes("a long answer is read from its start, and who goes to its end is taken along", async (site) => {
+  const { page } = site;
+  await site.ask("first");
+  await site.ask("slow long", false);
+  const place = () =>
+    page.evaluate(() => {
+      const question = [...document.querySelectorAll(".question")].at(-1);
+      const bar = document.querySelector(".top").getBoundingClientRect().bottom;
+      const below = document.documentElement.scrollHeight - innerHeight - scrollY;
+      return { top: question.getBoundingClientRect().top - bar, below };
+    });
+  await page.locator(".jump").waitFor();
+  assert.ok(Math.abs((await place()).top - 16) < 3, "its question is at the top");
+  await page.click(".jump");
+  const lines = await site.answer().locator("p").count();
+  await site.answer()
+    .locator("p")
+    .nth(lines + 2)
+    .waitFor();
+  assert.ok((await place()).below < 60, "its end is in sight");
+  await page.click("#view-talk [data-say-aria-label='composer.stop']");
+});
+
+onSizes("an answer that was under way when the page was loaded anew is there as far as it came", async (site) => {
+  const { page, server } = site;
+  await site.ask("slow", false);
+  await page.waitForFunction(() => /word3/.test(document.querySelector(".prose")?.textContent ?? ""));
+  await page.fill("#view-talk textarea", "not sent yet");
+  await page.reload();
+  await page.waitForFunction(() => /word3.*broke off/s.test(document.querySelector(".answer")?.textContent ?? ""));
+  assert.equal(await page.inputValue("#view-talk textarea"), "not sent yet");
+  await site.answer().locator("button", { hasText: "Try again" }).click();
+  await page.waitForFunction(() => /word60/.test(document.querySelector(".prose")?.textContent ?? ""));
+  await site.answered();
+  assert.equal(server.questions().length, 2);
+  await site.ask("silent", false);
+  await page.waitForSelector(".waiting");
+  await page.reload();
+  await page.waitForFunction(() => /broke off/.test([...document.querySelectorAll(".answer")][1]?.textContent ?? ""));
+  assert.ok(await site.answer().locator("button", { hasText: "Try again" }).isVisible(), "nothing had come of it");
+});
+
 onSizes("changing a question cuts what followed, and that can be undone", async (site) => {
   const { page, server } = site;
   await site.ask("first");
@@ -255,6 +297,43 @@ onSizes("what is wider than the window is broken or scrolls by itself", async (s
   await site.ask(`wide ${"W".repeat(300)}`);
   await site.checkAccess();
   await site.shot("wide-compared");
+});
+
+onSizes("a table is a table while it is written, and scrolls sideways where it is wide", async (site) => {
+  const { page } = site;
+  await page.evaluate(() => {
+    window.bars = [];
+    new MutationObserver(() => {
+      for (const p of document.querySelectorAll(".prose p, .prose th")) {
+        if (p.textContent.includes("|")) window.bars.push(p.textContent);
+      }
+    }).observe(document.body, { childList: true, subtree: true });
+  });
+  await site.ask("slow table", false);
+  const box = site.answer().locator(".table");
+  await box.locator("td").nth(4).waitFor();
+  // In one step: between two the growing table may have been drawn again.
+  await page.evaluate(() => {
+    const box = document.querySelector(".prose .table");
+    box.scrollLeft = 40;
+    box.focus();
+  });
+  await site.answered();
+  assert.deepEqual(await page.evaluate(() => window.bars), [], "its signs are never seen");
+  assert.ok(await box.evaluate((node) => node === document.activeElement), "the keyboard stays where it was");
+  const [over, aside] = await box.evaluate((node) => [node.scrollWidth - node.clientWidth, node.scrollLeft]);
+  if (site.size === "phone") assert.ok(over > 50 && aside === 40, `${over} px wider, ${aside} px aside`);
+  assert.deepEqual(await box.locator("th[scope=col]").allTextContents(), [
+    "When",
+    "What to do",
+    "Why it helps",
+    "How long",
+  ]);
+  assert.match(await box.locator("tr").nth(3).textContent(), /is practised \| learned <img src=x/);
+  assert.equal(await box.locator("td").nth(3).evaluate((node) => getComputedStyle(node).textAlign), "end");
+  assert.equal(await box.locator("img").count(), 0);
+  await site.checkAccess();
+  await site.shot("table");
 });
 
 onSizes("Arabic runs from the right, and English beside it from the left", async (site) => {

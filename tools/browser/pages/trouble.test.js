@@ -46,6 +46,10 @@ onSizes(
     await site.ask("vanish", false);
     await page.waitForFunction(() => document.querySelectorAll(".trouble").length === 4);
     assert.match(await page.locator(".trouble").last().textContent(), /cannot be reached/);
+    await site.ask("restart", false);
+    await page.waitForFunction(() => document.querySelectorAll(".trouble").length === 5);
+    assert.match(await page.locator(".trouble").last().textContent(), /not ready.*Get help now.*Try again in [1-5] s/s);
+    assert.equal(await site.answer().locator("button:visible", { hasText: "Try again" }).count(), 1);
     await site.checkAccess();
   },
   { errors: /Failed to load resource|ERR_/ },

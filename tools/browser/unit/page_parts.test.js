@@ -87,14 +87,14 @@ test("chunks give text, care, notes and the end", () => {
     { type: "finish", reason: "stop" },
   ]);
   assert.deepEqual(chunk({ choices: [], usage: {} }), []);
-  assert.throws(() => chunk({ error: { message: "m", code: "shutting_down" } }), { trouble: "busy" });
+  assert.throws(() => chunk({ error: { message: "m", code: "shutting_down" } }), { trouble: "unready" });
   assert.throws(() => [...pieces("<html>")], { trouble: "broken" });
 });
 
 test("statuses and codes become troubles that the page explains", () => {
   const cases = [
     [429, { code: "queue_full" }, "busy"],
-    [503, {}, "busy"],
+    [503, {}, "unready"],
     [400, { code: "context_length_exceeded" }, "too_long"],
     [413, { code: "body_too_large" }, "too_long"],
     [401, { code: "invalid_api_key" }, "key"],
@@ -128,6 +128,13 @@ test("a screen reader hears whole sentences, each once, with pauses", () => {
   assert.deepEqual(heard.slice(2), ["And see it"]);
   announcer.update("1. **Sleep** well. Then walk. And see [it](https://a.example)", true);
   assert.equal(heard.length, 3);
+});
+
+test("a table is heard row by row, without its signs", () => {
+  const heard = [];
+  const announcer = new Announcer((text) => heard.push(text));
+  announcer.update("| When | What |\n|:---|---:|\n| 9 pm | **Rest** |\n", true);
+  assert.deepEqual(heard, ["When, What. 9 pm, Rest."]);
 });
 
 test("Chinese sentences are told apart without spaces", () => {

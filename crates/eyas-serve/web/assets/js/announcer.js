@@ -41,10 +41,20 @@ function lastSentenceEnd(text) {
 /** Without the signs of markdown, which would be read aloud. @param {string} text */
 function plain(text) {
   return text
+    .split("\n")
+    .map((line) => (line.trim().startsWith("|") ? row(line) : line))
+    .join("\n")
     .replace(/\[([^\]]*)\]\([^)]*\)/g, "$1")
     .replace(/[*_`#>~]+/g, "")
     .replace(/\s+/g, " ")
     .trim();
+}
+
+/** A table's row as a sentence; the row of dashes is nothing to hear. @param {string} line */
+function row(line) {
+  const cells = line.split("|").map((cell) => cell.trim());
+  const said = cells.filter((cell) => /[^\s:-]/.test(cell));
+  return said.length ? `${said.join(", ")}.` : "";
 }
 
 /**

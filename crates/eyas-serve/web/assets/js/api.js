@@ -3,10 +3,10 @@
  */
 
 /**
- * gone: no answer at all. broken: the answer stopped in the middle. busy: too many questions (429). too_long: the
- * question or what is remembered does not fit. key: the operator wants a key. rejected: the request was refused.
- * failed: the server could not do it.
- * @typedef {"gone" | "broken" | "busy" | "too_long" | "key" | "rejected" | "failed"} Trouble
+ * gone: no answer at all. broken: the answer stopped in the middle. busy: too many questions (429). unready: the server
+ * is starting or stopping (503). too_long: the question or what is remembered does not fit. key: the operator wants a key.
+ * rejected: the request was refused. failed: the server could not do it.
+ * @typedef {"gone" | "broken" | "busy" | "unready" | "too_long" | "key" | "rejected" | "failed"} Trouble
  */
 export class ApiError extends Error {
   /** @param {Trouble} trouble @param {string} detail @param {number} [retryAfter] seconds */
@@ -85,8 +85,8 @@ export function asTrouble(status, error, retryAfter) {
   const detail = error.message || `HTTP ${status}`;
   const long = status === 413 || /context_length|too_long|too_large/.test(`${error.code}`);
   if (long) return new ApiError("too_long", detail);
-  const busy = status === 429 || status === 503 || /queue_full|shutting_down/.test(`${error.code}`);
-  if (busy) return new ApiError("busy", detail, retryAfter || 5);
+  if (status === 429 || error.code === "queue_full") return new ApiError("busy", detail, retryAfter || 5);
+  if (status === 503 || error.code === "shutting_down") return new ApiError("unready", detail, retryAfter || 5);
   if (status === 401 || status === 403) return new ApiError("key", detail);
   if (status >= 400 && status < 500) return new ApiError("rejected", detail);
   return new ApiError("failed", detail);

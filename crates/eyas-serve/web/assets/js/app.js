@@ -17,6 +17,8 @@ import { StorageFull, openStore } from "./store.js";
 export class App {
   constructor() {
     this.store = openStore();
+    /** What only this tab finds again after it was loaded anew. */
+    this.tab = openStore("sessionStorage");
     this.care = new Care(this.store);
     this.conversations = new Conversations(this.store);
     /** @type {Page} */

@@ -16,32 +16,37 @@ const STEPS = ["care.step.1", "care.step.2", "care.step.3", "care.step.4"];
  * @param {import("./app.js").App} app
  * @param {{care?: any, words?: string, headingKey?: string, goOn?: () => void}} options
  *   `care` is the server's answer in a crisis: its helplines fit what was said. Without it the region's are shown.
- *   `words`, in markdown, come first.
+ *   `words`, in markdown, come first; the emergency numbers follow their first paragraph, to be seen at once.
  * @returns {HTMLElement}
  */
-export function careCard(app, { care, words, headingKey = "care.heading", goOn } = {}) {
-  const prose = h("div.prose");
-  if (words) new MarkdownView(prose).show(words);
-  const lines = h("div.lines");
-  const grounding = h("div");
+export function careCard(app, { care, words = "", headingKey = "care.heading", goOn } = {}) {
+  const [first, ...rest] = words.split(/\n{2,}/);
+  const parts = { urgent: h("div.lines"), lines: h("div.lines"), grounding: h("div") };
   const card = h(
     "section.care",
     { label: headingKey },
     h("h3", { say: headingKey }),
-    prose,
-    lines,
-    regionChoice(app, async (region) => {
-      await fill(app, lines, grounding, region);
-    }),
-    grounding,
+    prose(first),
+    parts.urgent,
+    prose(rest.join("\n\n")),
+    parts.lines,
+    regionChoice(app, (region) => fill(app, parts, region)),
+    parts.grounding,
     care?.follow_up && h("p.prose", {}, care.follow_up),
     goOn &&
       h("div", {}, h("button.go-on", { on: { click: goOn } }, drawing("message"), h("span", { say: "care.go_on" }))),
     h("p.small.soft", { say: "care.source" }),
   );
-  if (care?.helplines?.length) show(lines, grounding, asHelp(care));
-  else fill(app, lines, grounding, app.care.region);
+  if (care?.helplines?.length) show(parts, asHelp(care));
+  else fill(app, parts, app.care.region);
   return card;
+}
+
+/** @param {string} words in markdown */
+function prose(words) {
+  const root = h("div.prose");
+  new MarkdownView(root).show(words);
+  return root;
 }
 
 /**
@@ -53,26 +58,31 @@ export function openingOf(text) {
   return /^([\s\S]*?)\n+\*\*[^\n]*\*\*\n+- /.exec(text)?.[1] ?? text;
 }
 
-/** @param {import("./app.js").App} app */
-async function fill(app, lines, grounding, region) {
+/**
+ * Where the parts of help go: emergency numbers, other lines, steps.
+ * @typedef {{urgent: HTMLElement, lines: HTMLElement, grounding: HTMLElement}} Parts
+ */
+
+/** @param {import("./app.js").App} app @param {Parts} parts @param {string} region */
+async function fill(app, parts, region) {
   try {
-    show(lines, grounding, await app.care.help(region));
+    show(parts, await app.care.help(region));
   } catch {
-    lines.replaceChildren(h("p", { say: "care.unreachable" }), h("p", { say: "care.emergency" }));
+    parts.urgent.replaceChildren(h("p", { say: "care.unreachable" }), h("p", { say: "care.emergency" }));
+    parts.lines.replaceChildren();
   }
 }
 
-/** @param {HTMLElement} lines @param {HTMLElement} grounding @param {import("./care.js").Help} help */
-function show(lines, grounding, help) {
-  const urgent = help.helplines.some((line) => line.kind === "emergency");
+/** @param {Parts} parts @param {import("./care.js").Help} help */
+function show({ urgent, lines, grounding }, help) {
+  const list = (those) => h("ul", {}, ...those.map(lineItem));
+  const emergency = help.helplines.filter((line) => line.kind === "emergency");
   const steps = help.grounding.length
     ? help.grounding.map((step) => h("li", {}, step))
     : STEPS.map((key) => h("li", { say: key }));
-  lines.replaceChildren(
-    // Without a region the number is not known, but it must be named.
-    ...(urgent ? [] : [h("p", { say: "care.emergency" })]),
-    h("ul", {}, ...help.helplines.map(lineItem)),
-  );
+  // Without a region the number is not known, but it must be named.
+  urgent.replaceChildren(emergency.length ? list(emergency) : h("p", { say: "care.emergency" }));
+  lines.replaceChildren(list(help.helplines.filter((line) => line.kind !== "emergency")));
   grounding.replaceChildren(h("h4", { say: "care.grounding" }), h("ol", {}, ...steps));
 }
 

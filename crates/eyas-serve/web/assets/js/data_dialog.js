@@ -66,6 +66,7 @@ function restoring(app) {
 async function clear(app) {
   if (!(await confirm("data.clear_heading", "data.clear_sure", "data.clear"))) return;
   app.store.clear();
+  app.tab.clear();
   // The page begins anew, so that nothing is left in memory either.
   location.replace("/");
 }

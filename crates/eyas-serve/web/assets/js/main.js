@@ -107,7 +107,7 @@ async function route(moved) {
   const held = document.activeElement;
   if (name !== "talk") await lazily(name);
   if (!moved) return;
-  if (name === "talk" && talk.conversation.turns.length) talk.thread?.toEnd();
+  if (name === "talk" && talk.conversation.turns.length) talk.thread?.toLast();
   else scrollTo({ top: 0, behavior: "instant" });
   // Who has gone on meanwhile, to help for instance, is not fetched back.
   if (document.activeElement === held) document.getElementById("main")?.focus({ preventScroll: true });

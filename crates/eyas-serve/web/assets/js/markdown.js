@@ -2,17 +2,19 @@
  * Markdown as a tree, from text that nobody vouches for.
  *
  * The model's words are parsed into plain data, and `markdown_dom.js` makes elements of it; no HTML is ever parsed.
- * What is known: paragraphs, headings, lists, quotations, rules, fenced code, code spans, emphasis, strike-through and
- * links to https. Everything else, HTML and images among it, stays text. Time is linear in the text but for bounded
- * look-ahead, and nesting is bounded.
+ * What is known: paragraphs, headings, lists, quotations, rules, tables, fenced code, code spans, emphasis,
+ * strike-through and links to https. Everything else, HTML and images among it, stays text. Time is linear in the text
+ * but for bounded look-ahead, and nesting is bounded.
  *
  * @typedef {{type: "text", text: string} | {type: "code", text: string} | {type: "break"}
  *   | {type: "strong" | "em" | "del", children: Inline[]}
  *   | {type: "link", href: string, host: string, children: Inline[]}} Inline
  * @typedef {{type: "paragraph", children: Inline[]} | {type: "heading", level: number, children: Inline[]}
  *   | {type: "code", text: string, language: string} | {type: "rule"} | {type: "quote", blocks: Block[]}
- *   | {type: "list", ordered: boolean, start: number, items: Block[][]}} Block
+ *   | {type: "list", ordered: boolean, start: number, items: Block[][]}
+ *   | {type: "table", sides: import("./markdown_table.js").Side[], head: Inline[][], body: Inline[][][]}} Block
  */
+import { tableAt } from "./markdown_table.js";
 
 /** Quotations, lists and emphasis within each other; what lies deeper is plain. */
 const MAX_DEPTH = 6;
@@ -30,15 +32,16 @@ const UNSEEN = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u200e\u200f
 /**
  * The blocks of a text.
  * @param {string} text
+ * @param {boolean} [grows] whether more may follow, so that what is unfinished is shown as what it becomes
  * @returns {Block[]}
  */
-export function parse(text) {
+export function parse(text, grows = false) {
   const lines = text.replace(/\r\n?/g, "\n").replace(UNSEEN, "").replace(/\t/g, "    ").split("\n");
-  return blocks(lines, 0);
+  return blocks(lines, 0, grows);
 }
 
-/** @param {string[]} lines @param {number} depth @returns {Block[]} */
-function blocks(lines, depth) {
+/** @param {string[]} lines @param {number} depth @param {boolean} grows @returns {Block[]} */
+function blocks(lines, depth, grows) {
   /** @type {Block[]} */
   const out = [];
   let i = 0;
@@ -71,22 +74,40 @@ function blocks(lines, depth) {
     if (depth < MAX_DEPTH && QUOTE.test(line)) {
       const inner = [];
       while (i < lines.length && QUOTE.test(lines[i])) inner.push(lines[i++].replace(QUOTE, ""));
-      out.push({ type: "quote", blocks: blocks(inner, depth + 1) });
+      out.push({ type: "quote", blocks: blocks(inner, depth + 1, grows && i === lines.length) });
       continue;
     }
     if (depth < MAX_DEPTH && ITEM.test(line)) {
-      i = list(lines, i, depth, out);
+      i = list(lines, i, depth, grows, out);
+      continue;
+    }
+    const table = tableOf(lines, i, depth, grows);
+    if (table) {
+      const { sides, head, body, next } = table;
+      const row = (cells) => cells.map((cell) => inline(cell));
+      out.push({ type: "table", sides, head: row(head), body: body.map(row) });
+      i = next;
       continue;
     }
     const paragraph = [line.trim()];
     i++;
-    while (i < lines.length && !startsBlock(lines[i], depth)) paragraph.push(lines[i++].trim());
+    while (i < lines.length && !interrupts(lines, i, depth, grows)) paragraph.push(lines[i++].trim());
     out.push({ type: "paragraph", children: inline(paragraph.join("\n")) });
   }
   return out;
 }
 
-/** Whether a line ends the paragraph before it. @param {string} line @param {number} depth */
+/** Whether a line ends the paragraph before it. */
+function interrupts(lines, i, depth, grows) {
+  return startsBlock(lines[i], depth) || tableOf(lines, i, depth, grows) !== null;
+}
+
+/** @param {string[]} lines @param {number} i @param {number} depth @param {boolean} grows */
+function tableOf(lines, i, depth, grows) {
+  return tableAt(lines, i, { grows, ends: (line) => startsBlock(line, depth) });
+}
+
+/** Whether a line is blank, or begins a block that one line is enough to tell. @param {string} line @param {number} depth */
 function startsBlock(line, depth) {
   if (!line.trim() || FENCE.test(line) || HEADING.test(line) || RULE.test(line)) return true;
   return depth < MAX_DEPTH && (QUOTE.test(line) || ITEM.test(line));
@@ -107,7 +128,7 @@ function code(lines, start, fence, out) {
 }
 
 /** Items of one kind, with blank lines between them or not. */
-function list(lines, start, depth, out) {
+function list(lines, start, depth, grows, out) {
   const first = /** @type {RegExpExecArray} */ (ITEM.exec(lines[start]));
   const kind = first[2].at(-1);
   const ordered = /\d/.test(first[2]);
@@ -132,11 +153,11 @@ function list(lines, start, depth, out) {
       }
       const indent = line.search(/\S/);
       if (indent >= inside) body.push(line.slice(Math.min(indent, width)));
-      else if (blank || startsBlock(line, depth)) break;
+      else if (blank || interrupts(lines, i, depth, grows)) break;
       else body.push(line.trim());
       blank = false;
     }
-    items.push(blocks(body, depth + 1));
+    items.push(blocks(body, depth + 1, grows && i === lines.length));
   }
   out.push({ type: "list", ordered, start: ordered ? parseInt(first[2], 10) : 1, items });
   return i;

@@ -3,6 +3,7 @@
  * @typedef {import("./markdown.js").Block} Block
  * @typedef {import("./markdown.js").Inline} Inline
  */
+import { label } from "./i18n.js";
 import { parse } from "./markdown.js";
 
 /**
@@ -17,12 +18,14 @@ export class MarkdownView {
     this.shown = [];
   }
 
-  /** @param {string} text */
-  show(text) {
-    const blocks = parse(text);
+  /** @param {string} text @param {boolean} [grows] whether more of it may follow */
+  show(text, grows = false) {
+    const blocks = parse(text, grows);
     const keys = blocks.map((block) => JSON.stringify(block));
     let same = 0;
     while (same < keys.length && keys[same] === this.shown[same]) same++;
+    const old = /** @type {HTMLElement | undefined} */ (this.root.children[same]);
+    const [aside, focused] = [old?.scrollLeft ?? 0, old === document.activeElement];
     while (this.root.childNodes.length > same) this.root.lastChild?.remove();
     for (const block of blocks.slice(same)) {
       const node = blockNode(block);
@@ -30,6 +33,10 @@ export class MarkdownView {
       if (block.type !== "code") node.dir = "auto";
       this.root.append(node);
     }
+    // Who scrolls wide code or a table aside while it grows is not thrown back.
+    const fresh = /** @type {HTMLElement | undefined} */ (this.root.children[same]);
+    if (fresh && aside) fresh.scrollLeft = aside;
+    if (fresh && focused) fresh.focus({ preventScroll: true });
     this.shown = keys;
   }
 }
@@ -50,6 +57,8 @@ function blockNode(block) {
     }
     case "rule":
       return element("hr", []);
+    case "table":
+      return table(block);
     case "quote":
       return element("blockquote", block.blocks.map(blockNode));
     case "list": {
@@ -61,6 +70,29 @@ function blockNode(block) {
       return list;
     }
   }
+}
+
+/** A table in a box that scrolls sideways. @param {Extract<Block, {type: "table"}>} block */
+function table({ sides, head, body }) {
+  const row = (cells, name) =>
+    element(
+      "tr",
+      cells.map((cell, column) => {
+        // A corner without words is no heading.
+        const node = element(cell.length ? name : "td", inlineNodes(cell));
+        if (node.localName === "th") node.setAttribute("scope", "col");
+        node.className = sides[column];
+        return node;
+      }),
+    );
+  const parts = [element("thead", [row(head, "th")])];
+  if (body.length) parts.push(element("tbody", body.map((cells) => row(cells, "td"))));
+  const box = element("div", [element("table", parts)]);
+  box.className = "table";
+  box.tabIndex = 0;
+  box.setAttribute("role", "group");
+  label(box, "aria-label", "answer.table");
+  return box;
 }
 
 /** An item of one paragraph needs no paragraph. @param {Block[]} blocks */
@@ -86,7 +118,8 @@ function inlineNodes(parts) {
           link.href = part.href;
           link.rel = "noopener noreferrer";
           link.target = "_blank";
-          // Where it leads is said in the page's words, whatever the model calls it.
+          // Where it leads is said in the page's words, whatever the model calls it, unless its words are the address.
+          if (link.textContent === part.href || `${link.textContent}/` === part.href) return [link];
           const host = element("span", [` (${part.host})`]);
           host.className = "link-host";
           return [link, host];

@@ -27,18 +27,7 @@ export function defaultSettings(page) {
   const models = page.models ?? [];
   // The tuned model is what people come for.
   const model = (models.find((m) => m.kind === "adapter") ?? models[0])?.id ?? "";
-  return {
-    model,
-    temperature: 0.4,
-    top_p: 0.6,
-    repetition_penalty: 1.3,
-    max_tokens: 256,
-    remember: 2,
-    system: null,
-    tidy: true,
-    ...page.defaults,
-    seed: null,
-  };
+  return { ...page.defaults, model, seed: null };
 }
 
 /** The range of a number, within the server's limits. @param {(typeof NUMBERS)[number]} number @param {any} page */

@@ -9,8 +9,6 @@ import { LANGUAGES, date, label, loadLanguage } from "./i18n.js";
 /** Short enough for the column. @type {Intl.DateTimeFormatOptions} */
 const WHEN = { month: "short", day: "numeric", hour: "numeric", minute: "2-digit" };
 const THEMES = ["system", "light", "dark"];
-/** What holds where nothing else was chosen. */
-const systemIsDark = matchMedia("(prefers-color-scheme: dark)");
 
 export class Side {
   /**
@@ -133,7 +131,6 @@ export class Side {
       ...THEMES.map((theme) => h("option", { value: theme, say: `theme.${theme}` })),
     );
     select.value = this.app.store.get("theme", "system");
-    systemIsDark.addEventListener("change", () => setTheme(select.value));
     return select;
   }
 
@@ -177,6 +174,7 @@ export class Side {
 
 /** @param {string} theme */
 function setTheme(theme) {
-  const isDark = theme === "system" ? systemIsDark.matches : theme === "dark";
-  document.documentElement.dataset.theme = isDark ? "dark" : "light";
+  const root = document.documentElement;
+  if (theme === "system") delete root.dataset.theme;
+  else root.dataset.theme = theme;
 }

@@ -59,10 +59,13 @@ export class Store {
   }
 }
 
-/** The browser's storage; reading the property alone throws where it is switched off. */
-export function openStore() {
+/**
+ * The browser's storage, or what it keeps for one tab; reading the property alone throws where it is switched off.
+ * @param {"localStorage" | "sessionStorage"} [which]
+ */
+export function openStore(which = "localStorage") {
   try {
-    return new Store(globalThis.localStorage ?? null);
+    return new Store(globalThis[which] ?? null);
   } catch {
     return new Store(null);
   }

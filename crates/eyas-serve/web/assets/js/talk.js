@@ -25,10 +25,15 @@ export class Talk {
       stop: () => this.thread?.stop(),
     });
     root.append(this.intro, this.turns, this.composer.root);
-    this.open(null);
-    const draft = app.store.get("draft", "");
+    const draft = app.tab.get("draft", "");
+    this.open(app.tab.get("open", null));
     if (draft) this.composer.put(draft);
-    app.store.remove("draft");
+    app.tab.remove("draft");
+    // Words that were not sent are there again with the page, in this tab alone: whoever opens another sees none.
+    addEventListener("pagehide", () => {
+      const text = this.composer.text.value;
+      if (text && app.acknowledged) app.keep(() => app.tab.set("draft", text));
+    });
   }
 
   /** The thread, once. @returns {Promise<import("./thread.js").Thread>} */
@@ -70,7 +75,7 @@ export class Talk {
       // The words are there again after the page was loaded again.
       this.composer.setBusy(false);
       this.composer.put(text);
-      this.app.keep(() => this.app.store.set("draft", text));
+      this.app.keep(() => this.app.tab.set("draft", text));
       missingPart();
     }
   }
@@ -94,8 +99,9 @@ export class Talk {
     this.composer.setBusy(this.thread?.busy ?? false);
   }
 
-  /** Tells the list at the side. */
+  /** Tells the list at the side, and what shows this conversation again after the page was loaded anew. */
   tell() {
+    this.app.keep(() => this.app.tab.set("open", this.conversation.id));
     document.dispatchEvent(new CustomEvent("eyas:conversations", { detail: { open: this.conversation.id } }));
   }
 }

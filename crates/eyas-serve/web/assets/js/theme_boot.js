@@ -1,4 +1,4 @@
-// Before the first paint, so that a dark page is never light for a moment.
+// Before the first paint, so that a page that was chosen dark is never light for a moment.
 {
   let theme;
   try {
@@ -6,6 +6,5 @@
   } catch {
     // Without storage the system's choice holds.
   }
-  const isDark = theme === "dark" || (theme !== "light" && matchMedia("(prefers-color-scheme: dark)").matches);
-  document.documentElement.dataset.theme = isDark ? "dark" : "light";
+  if (theme === "dark" || theme === "light") document.documentElement.dataset.theme = theme;
 }

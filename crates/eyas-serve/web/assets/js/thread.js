@@ -13,6 +13,8 @@ import { TurnView, reminderNote } from "./turn_view.js";
 
 /** How near the end of the page counts as following the answer. */
 const NEAR_END_PX = 120;
+/** Between the bar at the top and the turn below it. */
+const GAP_PX = 16;
 
 export class Thread {
   /** @param {import("./app.js").App} app @param {import("./talk.js").Talk} talk */
@@ -28,16 +30,20 @@ export class Thread {
     this.views = [];
     /** @type {AbortController | null} */
     this.running = null;
+    /** What has come of the answer under way. @type {{turn: any, answer: any} | null} */
+    this.part = null;
     this.jump = h(
       "button.jump",
-      { hidden: true, on: { click: () => this.toEnd() } },
+      { hidden: true, label: "jump", on: { click: () => this.toEnd() } },
       drawing("down"),
-      h("span", { say: "jump" }),
     );
     talk.composer.root.prepend(this.jump);
     addEventListener("scroll", () => this.noticeScroll(), { passive: true });
     addEventListener("hashchange", () => this.noticeScroll());
     document.addEventListener("eyas:language", () => this.loadReminders());
+    // A phone may end a page that is out of sight without another word.
+    addEventListener("pagehide", () => this.keepPart());
+    document.addEventListener("visibilitychange", () => document.hidden && this.keepPart());
     this.loadReminders();
   }
 
@@ -57,13 +63,13 @@ export class Thread {
   /** @param {import("./conversations.js").Conversation} conversation */
   show(conversation) {
     this.stop();
-    this.running = null;
+    this.running = this.part = null;
     this.conversation = conversation;
     this.views = conversation.turns.map((turn) => this.viewOf(turn));
     this.root.replaceChildren(...this.views.map((view) => view.root));
     this.showStartReminder();
     this.refresh();
-    if (this.views.length) this.toEnd();
+    this.toLast();
   }
 
   /** Said once above the first answer. */
@@ -81,7 +87,8 @@ export class Thread {
       retry: () => this.retry(turn),
       goOn: () => this.talk.composer.focus(),
     });
-    view.answer.grew = () => this.follow();
+    // A conversation that was left may still draw once.
+    view.answer.grew = () => this.views.includes(view) && this.follow();
     return view;
   }
 
@@ -150,11 +157,12 @@ export class Thread {
     this.talk.tell();
     view.wait(model);
     this.refresh();
-    this.toEnd();
+    this.toLast();
     // What was pressed may be hidden now; the button that stops is where the keyboard goes on.
     if (document.activeElement !== this.talk.composer.text) this.talk.composer.button.focus({ preventScroll: true });
     announce(t("answer.waiting"));
     const grows = (growing) => {
+      if (this.running === running) this.part = { turn, answer: growing };
       // A fixed answer is short and urgent: it is said at its end, whole.
       if (!growing.care) announcer.update(growing.text);
       view.answer.grow(growing);
@@ -163,7 +171,7 @@ export class Thread {
     const { answer: given, error } = await answer(app, asked, running.signal, grows);
     // A second try that was stopped before its first word takes nothing away.
     const found = given.finish === "stopped" && !given.text && earlier?.text ? earlier : given;
-    if (this.running === running) this.running = null;
+    if (this.running === running) this.running = this.part = null;
     // A conversation deleted meanwhile must not come back.
     if (!conversation.turns.includes(turn) || !app.conversations.get(conversation.id)) return;
     turn.answer = found;
@@ -183,10 +191,42 @@ export class Thread {
     this.running?.abort();
   }
 
-  /** Keeps the end in sight while an answer grows, unless the reader went up. */
+  /** The page is being left, or may be: what has come of an answer is there when it is opened again. */
+  keepPart() {
+    const { app, conversation, part } = this;
+    if (!part || !app.conversations.get(conversation.id)) return;
+    const earlier = part.turn.answer;
+    if (earlier && !part.answer.text) return;
+    part.turn.answer = { ...part.answer, finish: "error" };
+    app.keep(() => app.conversations.save(conversation));
+    part.turn.answer = earlier;
+  }
+
+  /**
+   * Keeps the end in sight while an answer grows, but no further than where reading it begins: a long answer is read
+   * from its start. Who has gone on to the end is taken along; who went up is left there.
+   */
   follow() {
-    if (this.following) this.toEnd();
-    else this.noticeScroll();
+    if (!this.following) return this.noticeScroll();
+    if (scrollY > this.startOfLast() + 1) this.toEnd();
+    else this.toLast();
+  }
+
+  /** To the newest turn: all of it, or its start where it is longer than the window. */
+  toLast() {
+    if (!this.views.length) return;
+    const end = document.documentElement.scrollHeight - innerHeight;
+    scrollTo({ top: Math.min(end, this.startOfLast()), behavior: "instant" });
+    this.noticeScroll();
+  }
+
+  /** How far to scroll to read the newest turn from its question on, or its answer where that is help or far below. */
+  startOfLast() {
+    const { root, answer } = /** @type {TurnView} */ (this.views.at(-1));
+    const bar = document.querySelector(".top")?.getBoundingClientRect().bottom ?? 0;
+    const placeOf = (node) => node.getBoundingClientRect().top + scrollY - Math.max(0, bar) - GAP_PX;
+    const least = placeOf(answer.root) - (answer.care.hidden ? innerHeight / 4 : 0);
+    return Math.max(placeOf(root), least);
   }
 
   noticeScroll() {

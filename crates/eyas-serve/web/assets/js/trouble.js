@@ -5,6 +5,8 @@ import { setKey } from "./api.js";
 import { h } from "./dom.js";
 import { say } from "./i18n.js";
 
+const HELP_ALL_THE_SAME = ["gone", "broken", "busy", "unready", "failed"];
+
 /**
  * @param {import("./api.js").ApiError} error
  * @param {() => void} [retry]
@@ -17,11 +19,13 @@ export function troubleBox(error, retry) {
   if (["rejected", "failed", "too_long"].includes(error.trouble)) {
     box.append(h("p.small.soft", { say: ["trouble.detail", { detail: error.message }] }));
   }
+  // Whoever wrote in need must not wait for the server.
+  if (HELP_ALL_THE_SAME.includes(error.trouble)) box.append(h("p.small.soft", { say: "trouble.help" }));
   if (!retry) return box;
   const button = h("button", { say: "retry", on: { click: retry } });
   if (error.trouble === "key") box.append(keyForm(retry));
   else box.append(button);
-  if (error.trouble === "busy") countDown(button, error.retryAfter ?? 5);
+  if (error.retryAfter) countDown(button, error.retryAfter);
   return box;
 }
 

@@ -23,12 +23,14 @@ export class AnswerView {
   constructor(app, { by, actions = [], goOn }) {
     this.app = app;
     this.goOn = goOn;
-    this.care = h("div", { hidden: true });
+    this.care = h("div.helped", { hidden: true });
     this.prose = h("div.prose");
     this.markdown = new MarkdownView(this.prose);
     this.notes = h("div");
     this.copyButton = iconButton("button.quiet", "copy", "copy", { on: { click: () => copy(this.text) } });
     this.text = "";
+    /** Not where a fixed answer would come again, nor beside a box that offers the same. */
+    this.canRetry = true;
     this.buttons = h("div.actions", { hidden: true }, this.copyButton, ...actions);
     this.root = h("div.answer", {}, h("div.by", {}, by), this.care, this.prose, this.notes, this.buttons);
     this.frame = 0;
@@ -53,16 +55,16 @@ export class AnswerView {
     if (this.frame) return;
     this.frame = requestAnimationFrame(() => {
       this.frame = 0;
-      this.show(answer);
+      this.show(answer, true);
       if (answer.text || answer.care) this.notes.replaceChildren();
       this.grew?.();
     });
   }
 
-  /** @param {import("./conversations.js").Answer} answer */
-  show(answer) {
-    if (answer.care) this.showCare(answer, false);
-    else this.markdown.show(answer.text);
+  /** @param {import("./conversations.js").Answer} answer @param {boolean} [grows] whether more of it may follow */
+  show(answer, grows = false) {
+    if (answer.care) this.showCare(answer, !grows);
+    else this.markdown.show(answer.text, grows);
   }
 
   /**
@@ -86,12 +88,12 @@ export class AnswerView {
     clearTimeout(this.patience);
     cancelAnimationFrame(this.frame);
     this.frame = 0;
-    if (answer.care) this.showCare(answer, true);
-    else this.show(answer);
+    this.show(answer);
     const notes = [];
     if (answer.replaced) notes.push(h("p.small.soft", { say: "answer.replaced" }));
     if (answer.finish in ENDS) notes.push(h("p.small.soft", { say: ENDS[answer.finish] }));
     if (answer.finish === "stop" && !answer.text && !answer.care) notes.push(h("p.soft", { say: "answer.empty" }));
+    this.canRetry = !answer.care && !(error && retry);
     if (error) notes.push(troubleBox(error, retry));
     else if (answer.finish === "error") notes.push(h("p.small.soft", { say: "answer.broken" }));
     this.notes.replaceChildren(...notes);
@@ -100,6 +102,9 @@ export class AnswerView {
     this.buttons.hidden = false;
   }
 }
+
+/** What is shown of an answer of which nothing came before the page was left. */
+const LOST = { text: "", model: "", finish: "error" };
 
 /** @param {string} text */
 export function reminderNote(text) {
@@ -126,8 +131,7 @@ export class TurnView {
     this.answer = new AnswerView(app, { by: this.by, actions: [this.retryButton], goOn: does.goOn });
     this.root = h("article.turn", {}, this.question, h("h3.unseen", { say: "answer.heading" }), this.answer.root);
     this.setModel(turn.answer?.model ?? "");
-    if (turn.answer) this.answer.end(turn.answer);
-    else this.answer.root.hidden = true;
+    this.answer.end(turn.answer ?? LOST);
   }
 
   /** @param {string} model */
@@ -137,14 +141,13 @@ export class TurnView {
 
   wait(model) {
     this.setModel(model);
-    this.answer.root.hidden = false;
     this.answer.wait();
   }
 
   /** While an answer is written nothing else may be asked; only the last answer can be asked for again. */
   setState({ busy, last }) {
     this.editButton.disabled = busy;
-    this.retryButton.hidden = !last;
+    this.retryButton.hidden = !last || !this.answer.canRetry;
     this.retryButton.disabled = busy;
   }
 

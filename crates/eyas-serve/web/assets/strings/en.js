@@ -124,6 +124,7 @@ export default {
   "answer.filtered": "The answer was held back by the safety check.",
   "answer.replaced": "The safety check replaced a part of this answer.",
   "answer.empty": "The model gave no words. Try again, or ask in another way.",
+  "answer.table": "Table",
   "answer.broken": "This answer broke off.",
 
   "trouble.gone": "The server cannot be reached. Is it still running, and are you connected to it?",
@@ -131,6 +132,8 @@ export default {
   reload: "Load the page again",
   "trouble.broken": "The connection broke off in the middle of the answer. What had come is kept.",
   "trouble.busy": "Many people are asking just now. Your message is still here.",
+  "trouble.unready": "The server is not ready; it may be starting again. Your message is still here.",
+  "trouble.help": "“Get help now” at the top of the page works all the same.",
   "trouble.too_long":
     "This is too long for the model. Shorten the message, let it remember less in the settings, or begin a new conversation.",
   "trouble.key": "This server asks for a key. The person who runs it can give you one.",
