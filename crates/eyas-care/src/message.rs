@@ -9,9 +9,6 @@ use crate::pattern::{Matcher, Span};
 use crate::persons::Persons;
 use crate::text::Token;
 
-/// Stands for masked words; no pattern can name it.
-const MASK: &str = "\u{25a2}";
-
 /// A rule of suicide with this weight says it outright, and no hint makes it doubtful.
 const OUTRIGHT: f32 = 0.9;
 
@@ -85,11 +82,7 @@ fn mask_idioms(detector: &Detector, tokens: &mut [Token]) {
     let matcher = Matcher::new(&detector.classes, tokens);
     let spans: Vec<Span> = detector.idioms.iter().flat_map(|pattern| matcher.find_all(pattern)).collect();
     for span in spans {
-        for token in &mut tokens[span.start..span.end] {
-            if !token.is_mark() {
-                token.text = MASK.to_owned();
-            }
-        }
+        tokens[span.start..span.end].iter_mut().for_each(Token::mask);
     }
 }
 

@@ -222,3 +222,17 @@ fn twelfth_set() {
     let limits = Limits { recall: 0.85, indirect: 0.95, false_alarms: 0.05 };
     check("set_i.jsonl", include_str!("set_i.jsonl"), &limits);
 }
+
+/// Both languages, young people and talk online, by somebody else. The weights of the hints were learned from it.
+#[test]
+fn thirteenth_set() {
+    let limits = Limits { recall: 0.85, indirect: 0.95, false_alarms: 0.05 };
+    check("set_j.jsonl", include_str!("set_j.jsonl"), &limits);
+}
+
+/// Both languages, adults as to a counsellor, by somebody else, held out.
+#[test]
+fn fourteenth_set() {
+    let limits = Limits { recall: 0.75, indirect: 0.85, false_alarms: 0.1 };
+    check("set_k.jsonl", include_str!("set_k.jsonl"), &limits);
+}
