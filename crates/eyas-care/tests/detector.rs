@@ -202,17 +202,17 @@ fn ninth_set() {
     check("set_h.jsonl", include_str!("set_h.jsonl"), &limits);
 }
 
-/// Both languages, by somebody else, held out and met once, at the end: only a missed direct statement fails.
+/// Both languages, by somebody else, held out.
 #[test]
 fn tenth_set() {
-    let limits = Limits { recall: 0.0, indirect: 0.0, false_alarms: 1.0 };
+    let limits = Limits { recall: 0.8, indirect: 0.9, false_alarms: 0.12 };
     check("set_e.jsonl", include_str!("set_e.jsonl"), &limits);
 }
 
-/// Both languages, by somebody else, held out and met once: only a missed direct statement fails.
+/// Both languages, by somebody else, held out.
 #[test]
 fn eleventh_set() {
-    let limits = Limits { recall: 0.0, indirect: 0.0, false_alarms: 1.0 };
+    let limits = Limits { recall: 0.8, indirect: 0.9, false_alarms: 0.12 };
     check("set_f.jsonl", include_str!("set_f.jsonl"), &limits);
 }
 
