@@ -18,6 +18,8 @@ pub(crate) struct Evidence {
     pub(crate) rules: BTreeMap<String, (f32, bool)>,
     /// The strongest rule that nothing lowered.
     pub(crate) strongest: f32,
+    /// Where the rules matched.
+    pub(crate) places: Vec<Span>,
     /// Whether the hints make the rules doubtful.
     pub(crate) doubted: bool,
     /// What the hints come to. They read the same words as the rules, so the stronger of the two counts, not their sum.
@@ -84,6 +86,7 @@ pub(crate) fn independent(mut matches: Vec<Match<'_>>) -> Found {
         if m.category == Some(Category::Suicide) && m.lowered.is_empty() {
             evidence.strongest = evidence.strongest.max(m.weight);
         }
+        evidence.places.push(m.span);
         evidence.add(m.rule, m.weight, &m.lowered);
     }
     found

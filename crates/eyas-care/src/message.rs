@@ -40,11 +40,17 @@ impl<'a> Message<'a> {
         // After a concern the talk is about that, whatever else was named.
         let is_framed = !after_concern && hints.is_framed(earlier);
         for evidence in found.values_mut() {
-            evidence.doubted = match evidence.strongest {
-                OUTRIGHT.. => is_framed && hints.doubts(reading.as_ref(), false),
-                STRONG.. => hints.doubts(reading.as_ref(), false),
-                _ => hints.doubts(reading.as_ref(), is_framed),
+            let frame = match evidence.strongest {
+                OUTRIGHT.. if !is_framed => continue,
+                STRONG.. => false,
+                _ => is_framed,
             };
+            // What is said in passing is judged by what stands around it: the rest of a long message is about something else.
+            evidence.doubted = hints.doubts(reading.as_ref(), frame)
+                && evidence.places.iter().all(|place| {
+                    let around = hints.names(self.around(*place));
+                    hints.doubts(hints.read_after(earlier, &around).as_ref(), frame)
+                });
         }
         if let Some(reading) = reading {
             let name = format!("hints ({})", reading.strongest.join(", "));
@@ -52,6 +58,14 @@ impl<'a> Message<'a> {
             found.entry(Some(reading.category)).or_default().hints = Some((name, evidence));
         }
         found
+    }
+
+    /// The sentences of a place, with one before and one after.
+    fn around(&self, place: Span) -> &[Token] {
+        let is_stop = |at: &usize| self.tokens[*at].is_stop();
+        let start = (0..place.start).rev().filter(is_stop).nth(1).map_or(0, |at| at + 1);
+        let end = (place.end..self.tokens.len()).filter(is_stop).nth(1).unwrap_or(self.tokens.len());
+        &self.tokens[start..end]
     }
 }
 

@@ -205,14 +205,14 @@ fn ninth_set() {
 /// Both languages, by somebody else, held out.
 #[test]
 fn tenth_set() {
-    let limits = Limits { recall: 0.8, indirect: 0.9, false_alarms: 0.12 };
+    let limits = Limits { recall: 0.7, indirect: 0.8, false_alarms: 0.08 };
     check("set_e.jsonl", include_str!("set_e.jsonl"), &limits);
 }
 
 /// Both languages, by somebody else, held out.
 #[test]
 fn eleventh_set() {
-    let limits = Limits { recall: 0.8, indirect: 0.9, false_alarms: 0.12 };
+    let limits = Limits { recall: 0.7, indirect: 0.8, false_alarms: 0.08 };
     check("set_f.jsonl", include_str!("set_f.jsonl"), &limits);
 }
 
