@@ -120,6 +120,68 @@ impl AnswerRule {
     }
 }
 
+/// `own_condition` of `answers.toml`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct OwnConditionEntry {
+    pub(crate) patterns: Vec<String>,
+    pub(crate) unless: Vec<String>,
+}
+
+/// Finds the conditions that a person says they have.
+#[derive(Debug)]
+pub(crate) struct OwnCondition {
+    patterns: Vec<Pattern>,
+    unless: Vec<Pattern>,
+    condition: Vec<Pattern>,
+}
+
+impl OwnCondition {
+    pub(crate) fn compile(entry: &OwnConditionEntry, detector: &Detector) -> Result<Self> {
+        let compile = |patterns: &[String], key: &str| {
+            detector.classes.compile_all(patterns, &detector.spelling, &format!("own_condition.{key}"))
+        };
+        Ok(Self {
+            patterns: compile(&entry.patterns, "patterns")?,
+            unless: compile(&entry.unless, "unless")?,
+            condition: compile(&["@condition".to_owned()], "condition")?,
+        })
+    }
+
+    /// The words of each condition in a question.
+    fn named(&self, detector: &Detector, question: &str) -> Vec<Vec<String>> {
+        let tokens = detector.spelling.read(question);
+        let mut named = Vec::new();
+        for sentence in tokens.split_inclusive(Token::is_stop) {
+            let matcher = Matcher::new(&detector.classes, sentence);
+            if matcher.any(&self.unless, |_| true) {
+                continue;
+            }
+            let said = matcher.find_longest(&self.patterns);
+            for condition in matcher.find_longest(&self.condition) {
+                if said.iter().any(|span| span.start <= condition.start && condition.end <= span.end) {
+                    let words = &sentence[condition.start..condition.end];
+                    named.push(words.iter().map(|token| token.text.clone()).collect());
+                }
+            }
+        }
+        named
+    }
+}
+
+/// Tokens in which the named words are hidden.
+fn without(tokens: &[Token], named: &[Vec<String>]) -> Vec<Token> {
+    let mut out = tokens.to_vec();
+    for words in named {
+        for start in 0..tokens.len().saturating_sub(words.len() - 1) {
+            if tokens[start..start + words.len()].iter().map(|token| &token.text).eq(words) {
+                out[start..start + words.len()].iter_mut().for_each(Token::mask);
+            }
+        }
+    }
+    out
+}
+
 /// The rules for answers by reason, the gravest first.
 pub(crate) type AnswerRules = BTreeMap<Reason, AnswerRule>;
 
@@ -134,6 +196,8 @@ pub struct AnswerGuard {
     rules: Arc<Rules>,
     language: Language,
     asked_if_human: bool,
+    /// The conditions that the person named as their own: to repeat them is no diagnosis.
+    named: Vec<Vec<String>>,
     held: String,
     /// The last sentence as the model wrote it, for what spans two.
     last: Vec<Token>,
@@ -144,10 +208,12 @@ pub struct AnswerGuard {
 impl AnswerGuard {
     pub(crate) fn new(rules: Arc<Rules>, question: &str, language: Language) -> Self {
         let asked_if_human = rules.asks_if_human(question);
+        let named = rules.own_condition.named(&rules.detector, question);
         Self {
             rules,
             language,
             asked_if_human,
+            named,
             held: String::new(),
             last: Vec::new(),
             reasons: Vec::new(),
@@ -231,7 +297,11 @@ impl AnswerGuard {
         self.last = tokens[from..].to_vec();
 
         let matcher = Matcher::new(&detector.classes, &tokens);
-        let failed = rules.answers.iter().find(|(_, rule)| rule.fails(&matcher, from));
+        let repeated = without(&tokens, &self.named);
+        let of_others = Matcher::new(&detector.classes, &repeated);
+        let failed = rules.answers.iter().find(|(reason, rule)| {
+            rule.fails(if **reason == Reason::Diagnosis { &of_others } else { &matcher }, from)
+        });
         if let Some((reason, rule)) = failed {
             return Some((*reason, rule.whole_answer));
         }

@@ -85,7 +85,7 @@ impl Care {
     }
 
     /// Reads the recent turns, oldest first. The last turn of the person is judged; earlier ones raise the level for what is
-    /// ambiguous. Ten turns are plenty.
+    /// ambiguous.
     pub fn assess(&self, turns: &[Turn<'_>]) -> Assessment {
         crate::assess::assess(&self.rules.detector, turns)
     }

@@ -27,13 +27,17 @@
 mod answer;
 mod assess;
 mod care;
+mod circumstances;
 mod detector;
 mod error;
+mod evidence;
 mod helplines;
 mod hints;
 mod injection;
+mod message;
 mod numbers;
 mod pattern;
+mod persons;
 mod questionnaire;
 mod rules;
 mod text;

@@ -18,8 +18,8 @@
 //! | `^`, `$` | start and end of a clause (at punctuation) |
 //! | `^^`, `$$` | start and end of the message |
 
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use crate::error::{Result, rule_error};
@@ -235,6 +235,9 @@ pub(crate) struct Matcher<'a> {
     pub(crate) tokens: &'a [Token],
     /// The first word, and the end of the last.
     words: (usize, usize),
+    /// Every token's text, and of each class the patterns whose words are all among them: most patterns need no search.
+    present: HashSet<&'a str>,
+    possible: Vec<OnceCell<Vec<usize>>>,
     seen: RefCell<ClassEnds>,
     /// How many steps were taken, for tests of how the work grows.
     pub(crate) steps: Cell<usize>,
@@ -245,11 +248,27 @@ impl<'a> Matcher<'a> {
         let is_word = |token: &Token| !token.is_mark();
         let first = tokens.iter().position(is_word).unwrap_or(tokens.len());
         let end = tokens.iter().rposition(is_word).map_or(0, |last| last + 1);
-        Self { classes, tokens, words: (first, end), seen: RefCell::default(), steps: Cell::new(0) }
+        Self {
+            classes,
+            tokens,
+            words: (first, end),
+            present: tokens.iter().map(|token| token.text.as_str()).collect(),
+            possible: vec![OnceCell::new(); classes.patterns.len()],
+            seen: RefCell::default(),
+            steps: Cell::new(0),
+        }
+    }
+
+    /// Counts a step of whoever goes through what was matched.
+    pub(crate) fn count_step(&self) {
+        self.steps.set(self.steps.get() + 1);
     }
 
     /// Every start where a pattern matches, with its shortest end.
     pub(crate) fn find_all(&self, pattern: &Pattern) -> Vec<Span> {
+        if !self.is_possible(&pattern.0) {
+            return Vec::new();
+        }
         (0..self.tokens.len())
             .filter_map(|start| {
                 let ends = self.ends(&pattern.0, start);
@@ -260,6 +279,7 @@ impl<'a> Matcher<'a> {
 
     /// Every start where one of the patterns matches, with its longest end.
     pub(crate) fn find_longest(&self, patterns: &[Pattern]) -> Vec<Span> {
+        let patterns: Vec<_> = patterns.iter().filter(|pattern| self.is_possible(&pattern.0)).collect();
         (0..self.tokens.len())
             .filter_map(|start| {
                 let ends = patterns.iter().flat_map(|pattern| self.ends(&pattern.0, start));
@@ -281,6 +301,25 @@ impl<'a> Matcher<'a> {
         spans
     }
 
+    /// Whether the text holds every word that the elements need, wherever it stands.
+    fn is_possible(&self, elements: &[Element]) -> bool {
+        elements.iter().all(|element| match element {
+            Element::Word(word) => self.present.contains(word.as_str()),
+            Element::Prefix(start) => self.present.iter().any(|word| word.starts_with(start)),
+            Element::OneOf(all) => all.iter().any(|elements| self.is_possible(elements)),
+            Element::Class(class) => !self.possible(*class).is_empty(),
+            _ => true,
+        })
+    }
+
+    /// The patterns of a class that the text holds the words for.
+    fn possible(&self, class: usize) -> &[usize] {
+        self.possible[class].get_or_init(|| {
+            let patterns = self.classes.patterns[class].iter().enumerate();
+            patterns.filter(|(_, pattern)| self.is_possible(&pattern.0)).map(|(index, _)| index).collect()
+        })
+    }
+
     fn ends(&self, elements: &[Element], start: usize) -> Vec<usize> {
         let mut at = vec![start];
         for element in elements {
@@ -299,7 +338,7 @@ impl<'a> Matcher<'a> {
     }
 
     fn step(&self, element: &Element, at: usize, next: &mut Vec<usize>) {
-        self.steps.set(self.steps.get() + 1);
+        self.count_step();
         let token = self.tokens.get(at);
         let mut when = |holds: bool, to: usize| {
             if holds {
@@ -350,8 +389,9 @@ impl<'a> Matcher<'a> {
         if let Some(ends) = self.seen.borrow().get(&(class, at)) {
             return Rc::clone(ends);
         }
+        let patterns = &self.classes.patterns[class];
         let mut ends: Vec<_> =
-            self.classes.patterns[class].iter().flat_map(|pattern| self.ends(&pattern.0, at)).collect();
+            self.possible(class).iter().flat_map(|index| self.ends(&patterns[*index].0, at)).collect();
         ends.sort_unstable();
         ends.dedup();
         let ends: Rc<[usize]> = ends.into();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use crate::answer::{AnswerEntry, AnswerRule, AnswerRules, Reason};
+use crate::answer::{AnswerEntry, AnswerRule, AnswerRules, OwnCondition, OwnConditionEntry, Reason};
 use crate::care::ReminderPolicy;
 use crate::detector::{Detector, DetectorFile};
 use crate::error::{Result, rule_error};
@@ -35,6 +35,7 @@ pub(crate) struct Rules {
     pub(crate) answers: AnswerRules,
     pub(crate) phone_numbers: PhoneNumbers,
     human_question: Vec<Pattern>,
+    pub(crate) own_condition: OwnCondition,
     pub(crate) texts: Texts,
     pub(crate) helplines: HelplineTable,
     pub(crate) questionnaires: BTreeMap<String, questionnaire::Entry>,
@@ -47,6 +48,7 @@ struct Files {
     answers: BTreeMap<Reason, AnswerEntry>,
     phone_numbers: PhoneNumbersEntry,
     human_question: HumanQuestion,
+    own_condition: OwnConditionEntry,
     texts: Texts,
     helplines: HelplineTable,
     questionnaire: BTreeMap<String, questionnaire::Entry>,
@@ -142,8 +144,9 @@ impl Rules {
         }
         let elsewhere =
             files.answers.values().flat_map(|entry| [&entry.patterns, &entry.unless, &entry.always]);
-        let elsewhere: Vec<_> =
-            elsewhere.chain([&files.human_question.patterns]).flatten().cloned().collect();
+        let own_condition = &files.own_condition;
+        let questions = [&files.human_question.patterns, &own_condition.patterns, &own_condition.unless];
+        let elsewhere: Vec<_> = elsewhere.chain(questions).flatten().cloned().collect();
         let detector = detector.compile(&elsewhere)?;
         let mut answers = AnswerRules::new();
         for (reason, entry) in &files.answers {
@@ -159,6 +162,7 @@ impl Rules {
             answers,
             phone_numbers: PhoneNumbers::new(files.phone_numbers, files.helplines.numbers()),
             human_question,
+            own_condition: OwnCondition::compile(&files.own_condition, &detector)?,
             reminder_policy: files.reminder_policy,
             detector,
             texts: files.texts,

@@ -35,6 +35,13 @@ impl Token {
         Self::new(".", true)
     }
 
+    /// Hides a word: no pattern can name it any more. Marks stay.
+    pub(crate) fn mask(&mut self) {
+        if !self.is_mark() {
+            self.text = "\u{25a2}".to_owned();
+        }
+    }
+
     /// `.` or `?`: ends a sentence.
     pub(crate) fn is_stop(&self) -> bool {
         matches!(self.text.as_str(), "." | "?")
@@ -226,6 +233,7 @@ mod tests {
     #[test]
     fn folds_traditional_to_simplified() {
         assert_eq!(words("殺"), words("杀"));
+        assert_eq!(words("諮商"), words("咨商"));
     }
 
     #[test]

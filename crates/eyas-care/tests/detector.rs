@@ -202,17 +202,17 @@ fn ninth_set() {
     check("set_h.jsonl", include_str!("set_h.jsonl"), &limits);
 }
 
-/// Both languages, by somebody else, held out and met once, at the end: only a missed direct statement fails.
+/// Both languages, by somebody else, held out.
 #[test]
 fn tenth_set() {
-    let limits = Limits { recall: 0.0, indirect: 0.0, false_alarms: 1.0 };
+    let limits = Limits { recall: 0.7, indirect: 0.8, false_alarms: 0.08 };
     check("set_e.jsonl", include_str!("set_e.jsonl"), &limits);
 }
 
-/// Both languages, by somebody else, held out and met once: only a missed direct statement fails.
+/// Both languages, by somebody else, held out.
 #[test]
 fn eleventh_set() {
-    let limits = Limits { recall: 0.0, indirect: 0.0, false_alarms: 1.0 };
+    let limits = Limits { recall: 0.7, indirect: 0.8, false_alarms: 0.08 };
     check("set_f.jsonl", include_str!("set_f.jsonl"), &limits);
 }
 
@@ -221,4 +221,18 @@ fn eleventh_set() {
 fn twelfth_set() {
     let limits = Limits { recall: 0.85, indirect: 0.95, false_alarms: 0.05 };
     check("set_i.jsonl", include_str!("set_i.jsonl"), &limits);
+}
+
+/// Both languages, young people and talk online, by somebody else. The weights of the hints were learned from it.
+#[test]
+fn thirteenth_set() {
+    let limits = Limits { recall: 0.85, indirect: 0.95, false_alarms: 0.05 };
+    check("set_j.jsonl", include_str!("set_j.jsonl"), &limits);
+}
+
+/// Both languages, adults as to a counsellor, by somebody else, held out.
+#[test]
+fn fourteenth_set() {
+    let limits = Limits { recall: 0.75, indirect: 0.85, false_alarms: 0.1 };
+    check("set_k.jsonl", include_str!("set_k.jsonl"), &limits);
 }

@@ -1,6 +1,6 @@
 //! The safety layer as the operator set it up.
 
-use eyas_care::{Care, CareResponse, Concern, Language, Turn};
+use eyas_care::{Care, CareResponse, Language, Turn};
 use eyas_data::Role;
 use serde_json::{Value, json};
 
@@ -32,25 +32,6 @@ impl Default for CareSettings {
     }
 }
 
-/// Turns that are read beside the last one.
-const RECENT: usize = 10;
-/// Characters that are read at once, so that what is said in one place is not outweighed by the rest, and how many of
-/// them are read again with the next.
-const PIECE: usize = 600;
-const OVERLAP: usize = 150;
-
-/// A text in pieces that overlap, so that nothing is said between two of them.
-fn pieces(text: &str) -> impl Iterator<Item = &str> {
-    let mut rest = Some(text);
-    std::iter::from_fn(move || {
-        let text = rest.take()?;
-        let at = |characters: usize| text.char_indices().nth(characters).map(|(at, _)| at);
-        let Some(end) = at(PIECE) else { return Some(text) };
-        rest = at(PIECE - OVERLAP).map(|start| &text[start..]);
-        Some(&text[..end])
-    })
-}
-
 impl CareSettings {
     /// The fixed answer where the last turns give cause for concern.
     pub(crate) fn answer(
@@ -62,29 +43,13 @@ impl CareSettings {
         let spoken: Vec<Turn<'_>> = turns
             .iter()
             .filter_map(|turn| match turn.role {
-                Role::User | Role::Tool => Some(Turn::user(&turn.content)),
+                Role::User => Some(Turn::user(&turn.content)),
                 Role::Assistant => Some(Turn::assistant(&turn.content)),
-                Role::System | Role::Developer => None,
+                // What a tool returned are not the person's words.
+                Role::System | Role::Developer | Role::Tool => None,
             })
             .collect();
-        let last = spoken.iter().rposition(|turn| turn.role == eyas_care::Role::User)?;
-        let earlier = &spoken[last.saturating_sub(RECENT)..last];
-        // A long message is read in pieces, and of an earlier one the end.
-        let earlier =
-            earlier.iter().map(|turn| Turn { text: pieces(turn.text).last().unwrap_or(""), ..*turn });
-        let mut read: Vec<Turn<'_>> = earlier.collect();
-        let mut strongest: Option<Concern> = None;
-        for piece in pieces(spoken[last].text) {
-            read.push(Turn::user(piece));
-            let found = self.care.assess(&read).concern;
-            read.pop();
-            if let Some(found) = found
-                && strongest.as_ref().is_none_or(|known| known.severity < found.severity)
-            {
-                strongest = Some(found);
-            }
-        }
-        Some(self.care.response(&strongest?, region, language))
+        Some(self.care.response(&self.care.assess(&spoken).concern?, region, language))
     }
 
     /// The region that helplines are given for.
@@ -122,30 +87,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_overlap_and_reach_the_end() {
-        assert_eq!(pieces("short").collect::<Vec<_>>(), ["short"]);
-        assert_eq!(pieces("").collect::<Vec<_>>(), [""]);
-        let text: String = ('\u{4e00}'..).take(1300).collect();
-        let found: Vec<&str> = pieces(&text).collect();
-        let lengths: Vec<usize> = found.iter().map(|piece| piece.chars().count()).collect();
-        assert_eq!(lengths, [600, 600, 400]);
-        assert!(
-            text.ends_with(found[2]) && found[0].ends_with(&found[1].chars().take(150).collect::<String>())
-        );
-    }
-
-    #[test]
-    fn a_concern_is_found_anywhere_in_a_long_message() {
+    fn what_a_tool_returned_is_not_read_as_the_persons_words() {
         let settings = CareSettings::default();
-        let filler = "The weather was fine and we walked by the river. ".repeat(30);
-        for text in [
-            format!("I want to kill myself. {filler}"),
-            format!("{filler} I want to kill myself. {filler}"),
-            format!("{filler} I want to kill myself."),
-        ] {
-            let turns = [eyas_data::Turn::new(Role::User, text)];
-            assert!(settings.answer(&turns, None, Language::En).is_some());
-        }
-        assert!(settings.answer(&[eyas_data::Turn::new(Role::User, filler)], None, Language::En).is_none());
+        let ask = eyas_data::Turn::new(Role::User, "How did the book end?");
+        let said = eyas_data::Turn::new(Role::Tool, "I want to kill myself.");
+        assert!(settings.answer(&[ask.clone(), said.clone()], None, Language::En).is_none());
+        let alone = eyas_data::Turn::new(Role::User, said.content);
+        assert!(settings.answer(&[ask, alone], None, Language::En).is_some());
     }
 }

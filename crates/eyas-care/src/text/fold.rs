@@ -10,6 +10,7 @@ static FOLDED: LazyLock<HashMap<char, char>> = LazyLock::new(|| {
     LOOKALIKES
         .split_whitespace()
         .chain(han)
+        .chain(VARIANTS.split_whitespace())
         .filter_map(|pair| {
             let mut chars = pair.chars();
             Some((chars.next()?, chars.next()?))
@@ -22,6 +23,9 @@ const LOOKALIKES: &str = "Αa Βb Εe Ζz Ηh Ιi Κk Μm Νn Οo Ρp Τt Υy Χ
     аa вb сc ԁd еe ɡg һh іi јj кk мm нh оo рp ԛq гr ѕs тt уy хx ѵv ԝw ӏl зe \
     αa βb εe ηn ιi κk νv οo ρp τt υu χx ωw γy σo \
     օo ոn սu հh ցg քp ıi łl øo đd ħh ŧt ʟl ɪi ʀr ɴn ʜh ɢg ʙb ɑa ɩi ȷj ⅼl ∅o";
+
+/// Characters that the table of variants keeps apart and people do not.
+const VARIANTS: &str = "諮咨 谘咨";
 
 /// A compatibility-decomposed character in plain lower case. A capital is folded before its case: N in Greek is no v.
 pub(crate) fn fold_case(c: char) -> impl Iterator<Item = char> {
