@@ -297,10 +297,11 @@ impl AnswerGuard {
         self.last = tokens[from..].to_vec();
 
         let matcher = Matcher::new(&detector.classes, &tokens);
-        let repeated = without(&tokens, &self.named);
-        let of_others = Matcher::new(&detector.classes, &repeated);
+        let unnamed = (!self.named.is_empty()).then(|| without(&tokens, &self.named));
+        let of_unnamed = unnamed.as_deref().map(|tokens| Matcher::new(&detector.classes, tokens));
         let failed = rules.answers.iter().find(|(reason, rule)| {
-            rule.fails(if **reason == Reason::Diagnosis { &of_others } else { &matcher }, from)
+            let unnamed = of_unnamed.as_ref().filter(|_| **reason == Reason::Diagnosis);
+            rule.fails(unnamed.unwrap_or(&matcher), from)
         });
         if let Some((reason, rule)) = failed {
             return Some((*reason, rule.whole_answer));

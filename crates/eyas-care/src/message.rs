@@ -48,8 +48,10 @@ impl<'a> Message<'a> {
             // What is said in passing is judged by what stands around it: the rest of a long message is about something else.
             evidence.doubted = hints.doubts(reading.as_ref(), frame)
                 && evidence.places.iter().all(|place| {
-                    let around = hints.names(self.around(*place));
-                    hints.doubts(hints.read_after(earlier, &around).as_ref(), frame)
+                    let around = self.around(*place);
+                    // Where that is the whole message, it has been read.
+                    around.len() == self.tokens.len()
+                        || hints.doubts(hints.read_after(earlier, &hints.names(around)).as_ref(), frame)
                 });
         }
         if let Some(reading) = reading {
